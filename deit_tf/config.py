@@ -1,0 +1,424 @@
+"""Every fact of a run: frozen dataclasses that validate themselves and travel as JSON.
+
+One field is one fact: its name is the flag, the JSON key and the argument; its help text is
+written here and nowhere else. The defaults are the paper's recipe for ImageNet. Standard library
+only, so that a command can explain itself before TensorFlow is imported.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import typing
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class InputError(ValueError):
+    """What a person gave cannot be used; the message says what is allowed and what to do.
+
+    Commands print it as one line and exit with 1; every other exception keeps its traceback.
+    """
+
+
+def fact(
+    default,
+    help_text,
+    *,
+    choices=None,
+    at_least=None,
+    above=None,
+    at_most=None,
+    free=False,
+):
+    """One field of a configuration.
+
+    Args:
+      default: its value where nothing is said; its type is the field's type.
+      help_text: what `--help` prints.
+      choices: the allowed values, or None.
+      at_least: smallest allowed number, inclusive, or None.
+      above: exclusive lower bound, or None.
+      at_most: largest allowed number, inclusive, or None.
+      free: True where the value may change when a run is started again in its directory.
+
+    Returns:
+      A `dataclasses.Field`.
+    """
+    metadata = {
+        "help": help_text,
+        "choices": choices,
+        "at_least": at_least,
+        "above": above,
+        "at_most": at_most,
+        "free": free,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _check(field, value):
+    """Raises InputError where `value` breaks what `fact` says of `field`."""
+    rule, name = field.metadata, field.name
+    number = field.type in (int, float)
+    if isinstance(value, bool) != (field.type is bool):
+        raise InputError(f"{name} is {value!r}; it must be a {field.type.__name__}")
+    if number and not (isinstance(value, (int, float)) and math.isfinite(value)):
+        raise InputError(f"{name} is {value!r}; it must be a finite number")
+    if field.type is int and value != int(value):
+        raise InputError(f"{name} is {value!r}; it must be a whole number")
+    if field.type is str and not isinstance(value, str):
+        raise InputError(f"{name} is {value!r}; it must be a text")
+    if rule["choices"] and value not in rule["choices"]:
+        raise InputError(f"{name} is {value!r}; choose one of {', '.join(rule['choices'])}")
+    if rule["at_least"] is not None and value < rule["at_least"]:
+        raise InputError(f"{name} is {value}; it must be at least {rule['at_least']}")
+    if rule["above"] is not None and value <= rule["above"]:
+        raise InputError(f"{name} is {value}; it must be above {rule['above']}")
+    if rule["at_most"] is not None and value > rule["at_most"]:
+        raise InputError(f"{name} is {value}; it must be at most {rule['at_most']}")
+
+
+class _Facts:
+    """Checks each field of a dataclass against its own rule when it is born."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is tuple and isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))  # as JSON gives it
+            _check(field, value)
+
+
+def _check_pixels(network):
+    """Raises InputError where the constants of normalisation are not three usable numbers."""
+    for name, smallest in (("mean", -math.inf), ("std", 0.0)):
+        values = getattr(network, name)
+        if len(values) != 3 or not all(v > smallest and math.isfinite(v) for v in values):
+            raise InputError(
+                f"{name} is {values}; it must be three numbers (red, green, blue) in units of 0–1"
+                + (", each above 0" if name == "std" else "")
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DeiTConfig(_Facts):
+    """The facts of a DeiT. Reference: Touvron et al. 2021, table 1."""
+
+    image_size: int = fact(224, "Side of the square input, pixels.", at_least=1)
+    patch_size: int = fact(16, "Side of a patch, pixels; divides image_size.", at_least=1)
+    width: int = fact(192, "Width of a token; a multiple of heads.", at_least=1)
+    depth: int = fact(12, "Number of transformer blocks.", at_least=1)
+    heads: int = fact(3, "Number of attention heads.", at_least=1)
+    mlp_ratio: float = fact(4.0, "Width of the MLP's hidden layer over width.", above=0)
+    num_classes: int = fact(1000, "Number of classes.", at_least=1)
+    distilled: bool = fact(False, "Whether there is a distillation token with its own head.")
+    drop_path_rate: float = fact(
+        0.1,
+        "Drop path rate of the last block; linear from 0 at the first.",
+        at_least=0,
+        at_most=0.99,
+    )
+    layer_norm_epsilon: float = fact(1e-6, "Epsilon of LayerNorm.", above=0)
+    mean: tuple = fact(IMAGENET_MEAN, "Mean that the network subtracts, red,green,blue in 0–1.")
+    std: tuple = fact(IMAGENET_STD, "Deviation that the network divides by, red,green,blue in 0–1.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_pixels(self)
+        if self.image_size % self.patch_size:
+            raise InputError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
+            )
+        if self.width % self.heads:
+            raise InputError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+    @property
+    def patches(self):
+        """N, the number of patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def prefix_tokens(self):
+        """Tokens before the patches: 2 with a distillation token, else 1."""
+        return 2 if self.distilled else 1
+
+    @property
+    def drop_path_rates(self):
+        """Rate of each block, linear from 0 at the first to drop_path_rate at the last."""
+        last = max(self.depth - 1, 1)
+        return tuple(self.drop_path_rate * i / last for i in range(self.depth))
+
+
+@dataclasses.dataclass(frozen=True)
+class RegNetYConfig(_Facts):
+    """The facts of a RegNetY: the generator's parameters.
+
+    Reference: Radosavovic et al. 2020, "Designing network design spaces", equations (2)–(4); the
+    Y form adds squeeze-and-excitation. The defaults are those of the paper's teacher, RegNetY-16GF.
+    """
+
+    distilled: typing.ClassVar[bool] = False  # one head
+    drop_path_rates: typing.ClassVar[tuple] = ()  # no drop path
+
+    image_size: int = fact(224, "Side of the square input, pixels.", at_least=1)
+    num_classes: int = fact(1000, "Number of classes.", at_least=1)
+    depth: int = fact(18, "Number of blocks over all stages.", at_least=1)
+    initial_width: float = fact(200.0, "RegNet's w_0: width of the first block.", above=0)
+    slope: float = fact(106.23, "RegNet's w_a: growth of the width per block.", at_least=0)
+    multiplier: float = fact(2.48, "RegNet's w_m: ratio of neighbouring stages.", above=1)
+    group_width: int = fact(112, "Channels in a group of the grouped convolution.", at_least=1)
+    stem_width: int = fact(32, "Channels of the stem.", at_least=1)
+    stem_stride: int = fact(2, "Stride of the stem.", at_least=1, at_most=2)
+    se_ratio: float = fact(0.25, "Squeeze width over the block's input width.", above=0)
+    mean: tuple = fact(IMAGENET_MEAN, "Mean that the network subtracts, red,green,blue in 0–1.")
+    std: tuple = fact(IMAGENET_STD, "Deviation that the network divides by, red,green,blue in 0–1.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_pixels(self)
+
+
+def _regnety(width, slope, multiplier, group_width, depth):
+    return RegNetYConfig(
+        initial_width=width,
+        slope=slope,
+        multiplier=multiplier,
+        group_width=group_width,
+        depth=depth,
+    )
+
+
+_TINY = DeiTConfig(width=192, heads=3)
+_SMALL = DeiTConfig(width=384, heads=6)
+_BASE = DeiTConfig(width=768, heads=12)
+
+# Touvron et al. 2021, tables 1 and 2. `deit` is the row to start from for any other size.
+VARIANTS = {
+    "deit": _TINY,
+    "deit_tiny_patch16_224": _TINY,
+    "deit_small_patch16_224": _SMALL,
+    "deit_base_patch16_224": _BASE,
+    "deit_base_patch16_384": dataclasses.replace(_BASE, image_size=384),
+    "deit_tiny_distilled_patch16_224": dataclasses.replace(_TINY, distilled=True),
+    "deit_small_distilled_patch16_224": dataclasses.replace(_SMALL, distilled=True),
+    "deit_base_distilled_patch16_224": dataclasses.replace(_BASE, distilled=True),
+    "deit_base_distilled_patch16_384": dataclasses.replace(_BASE, distilled=True, image_size=384),
+    "regnety_040": _regnety(96.0, 31.41, 2.24, 64, 22),
+    "regnety_080": _regnety(192.0, 76.82, 2.19, 56, 17),
+    "regnety_120": _regnety(168.0, 73.36, 2.37, 112, 19),
+    "regnety_160": _regnety(200.0, 106.23, 2.48, 112, 18),
+    # Ours, for images of 32 pixels: 16 pixels a side after the stem, then 8, 4, 2.
+    "regnety_tiny": RegNetYConfig(
+        image_size=32,
+        depth=4,
+        initial_width=32.0,
+        slope=32.0,
+        multiplier=2.0,
+        group_width=64,
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(_Facts):
+    """Which images, and in which batches."""
+
+    dataset: str = fact(
+        "digits",
+        "Data set: digits (embedded), or tfds:NAME, prepared as ArrayRecord in data_dir.",
+    )
+    data_dir: str = fact("data", "Folder of the prepared data sets.", free=True)
+    train_split: str = fact("train", "TFDS split to train on.")
+    eval_split: str = fact("test", "TFDS split to evaluate on.")
+    batch_size: int = fact(1024, "Images in a step over all replicas together.", at_least=1)
+    crop_fraction: float = fact(
+        0.875,
+        "Evaluation: side of the centre crop over the resized shorter side.",
+        above=0,
+        at_most=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig(_Facts):
+    """What happens to a training image. Every draw is a function of (seed, epoch, position)."""
+
+    crop_min_area: float = fact(
+        0.08,
+        "Smallest area of the random resized crop, of the image's.",
+        above=0,
+        at_most=1,
+    )
+    crop_max_aspect: float = fact(
+        4 / 3,
+        "Largest aspect of the random resized crop; the smallest is its inverse.",
+        at_least=1,
+    )
+    flip_rate: float = fact(0.5, "Probability of a horizontal flip.", at_least=0, at_most=1)
+    rotation_degrees: float = fact(
+        0.0, "Largest random rotation, either way.", at_least=0, at_most=180
+    )
+    shift_fraction: float = fact(
+        0.0, "Largest random shift over the side, either way.", at_least=0, at_most=1
+    )
+    label_smoothing: float = fact(
+        0.1, "Mass that the true label gives up to all classes.", at_least=0, at_most=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig(_Facts):
+    """How the student learns from the teacher. Reference: Touvron et al. 2021, section 4."""
+
+    distillation: str = fact(
+        "none",
+        "hard: the teacher's decision; soft: its distribution; none: labels only.",
+        choices=("hard", "soft", "none"),
+    )
+    teacher: str = fact("", "Run directory of the teacher; needed unless distillation is none.")
+    alpha: float = fact(0.5, "Weight of the distillation loss in the sum.", at_least=0, at_most=1)
+    tau: float = fact(1.0, "Temperature of soft distillation.", above=0)
+    soft_reduction: str = fact(
+        "elements",
+        "Soft distillation is averaged over images and classes (elements, as released) or over"
+        " images (batchmean).",
+        choices=("elements", "batchmean"),
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.distillation != "none" and not self.teacher:
+            raise InputError(
+                f"distillation is {self.distillation} but teacher is empty; name a trained run by"
+                " --teacher=RUN_DIR, or say --distillation=none"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(_Facts):
+    """AdamW and its schedule. Reference: Touvron et al. 2021, table 9."""
+
+    epochs: int = fact(300, "Passes over the training images.", at_least=1)
+    lr: float = fact(
+        5e-4, "Peak learning rate for 512 images; scaled by batch_size / 512.", above=0
+    )
+    warmup_epochs: float = fact(5.0, "Epochs of linear warm-up.", at_least=0)
+    warmup_lr: float = fact(1e-6, "Learning rate at the first step; not scaled.", at_least=0)
+    min_lr: float = fact(1e-5, "Learning rate at the last step; not scaled.", at_least=0)
+    weight_decay: float = fact(0.05, "Decoupled weight decay.", at_least=0)
+    decay_dist_token: bool = fact(
+        True,
+        "Whether weight decay falls on the distillation token, as in the released code.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(_Facts):
+    """What belongs to the run as a whole."""
+
+    seed: int = fact(0, "Seed of the weights, the order and every draw.", at_least=0)
+    precision: str = fact(
+        "auto",
+        "Precision of the layers: auto is bfloat16 on a GPU and float32 on a CPU.",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    fusion: str = fact(
+        "logits",
+        "Both heads together: mean of the logits (as released) or of the softmaxes (the paper's"
+        " text).",
+        choices=("logits", "softmax"),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole training run."""
+
+    model: str
+    network: DeiTConfig | RegNetYConfig
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    distill: DistillConfig = DistillConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    run: RunConfig = RunConfig()
+
+
+SECTIONS = {
+    field.name: type(field.default)
+    for field in dataclasses.fields(Config)
+    if field.default is not dataclasses.MISSING
+}
+
+
+def network(model, **changes):
+    """The facts of a network: a row of the table, with changes.
+
+    Args:
+      model: a key of `VARIANTS`.
+      **changes: fields of that row's class that differ from the row.
+
+    Returns:
+      A `DeiTConfig` or a `RegNetYConfig`.
+
+    Raises:
+      InputError: unknown model, a field that its family does not have, or a value out of range.
+    """
+    if model not in VARIANTS:
+        near = difflib.get_close_matches(str(model), VARIANTS, n=3) or sorted(VARIANTS)
+        raise InputError(f"model {model!r} is not known; did you mean {', '.join(near)}?")
+    return _replace(VARIANTS[model], changes, f"model {model}")
+
+
+def _replace(facts, changes, owner):
+    """A dataclass with some fields changed; a field it does not have is an InputError."""
+    names = [field.name for field in dataclasses.fields(facts)]
+    for name in changes:
+        if name not in names:
+            raise InputError(f"{owner} has no {name}; it has {', '.join(names)}")
+    return dataclasses.replace(facts, **changes)
+
+
+def to_json(config):
+    """A configuration as a dictionary of plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(values):
+    """The configuration that `to_json` wrote.
+
+    Raises:
+      InputError: a key that this version does not know, or a value out of range.
+    """
+    try:
+        model, facts = values["model"], values["network"]
+    except (KeyError, TypeError) as error:
+        raise InputError("the configuration lacks model or network") from error
+    sections = {
+        name: _replace(cls(), values[name], name)
+        for name, cls in SECTIONS.items()
+        if name in values
+    }
+    return Config(model=model, network=network(model, **facts), **sections)
+
+
+def differences(old, new):
+    """Names of the facts in which two configurations differ, those marked free left out.
+
+    Args:
+      old: a `Config`.
+      new: a `Config`.
+
+    Returns:
+      A list of "name: old value -> new value".
+    """
+    found = [] if old.model == new.model else [f"model: {old.model} -> {new.model}"]
+    for section in ("network", *SECTIONS):
+        before, after = getattr(old, section), getattr(new, section)
+        if type(before) is not type(after):
+            continue  # another family: the model's name, already listed, says so
+        for field in dataclasses.fields(before):
+            a, b = getattr(before, field.name), getattr(after, field.name)
+            if a != b and not field.metadata["free"]:
+                found.append(f"{field.name}: {a} -> {b}")
+    return found

@@ -1,0 +1,125 @@
+"""absl flags derived from the fields of the configuration; read only here, for main().
+
+A field's name, type, default, choices and help are written once, in `deit_tf.config`. The flags
+of the network have no default of their own: unset means "as the model's row in the table".
+"""
+
+import dataclasses
+import os
+import sys
+
+from absl import app, flags
+
+from deit_tf import config
+
+FLAGS = flags.FLAGS
+
+
+class _NumbersParser(flags.ArgumentParser):
+    """Three numbers with commas between, for mean and std."""
+
+    def parse(self, argument):
+        values = argument.split(",") if isinstance(argument, str) else argument
+        try:
+            return tuple(float(value) for value in values)
+        except (TypeError, ValueError) as error:
+            raise ValueError("give numbers with commas between, as 0.5,0.5,0.5") from error
+
+    def flag_type(self):
+        return "numbers"
+
+
+_PARSERS = {
+    int: flags.IntegerParser,
+    float: flags.FloatParser,
+    str: flags.ArgumentParser,
+    tuple: _NumbersParser,
+}
+
+
+def _define_field(field, default):
+    """Defines the flag of one field, as one of the running command's own."""
+    own = {"module_name": sys.argv[0]}
+    help_text = field.metadata["help"]
+    if field.type is bool:
+        flags.DEFINE_boolean(field.name, default, help_text, **own)
+    elif field.metadata["choices"]:
+        flags.DEFINE_enum(field.name, default, field.metadata["choices"], help_text, **own)
+    else:
+        parser = _PARSERS[field.type]()
+        flags.DEFINE(parser, field.name, default, help_text, **own)
+
+
+def define_config():
+    """Defines --model, the flags of every network, and those of every section."""
+    flags.DEFINE_string(
+        "model",
+        None,
+        f"Which network: {', '.join(config.VARIANTS)}.",
+        module_name=sys.argv[0],
+    )
+    for family in (config.DeiTConfig, config.RegNetYConfig):
+        for field in dataclasses.fields(family):
+            if field.name not in FLAGS:
+                _define_field(field, None)
+    for section in config.SECTIONS.values():
+        for field in dataclasses.fields(section):
+            _define_field(field, field.default)
+
+
+def config_from_flags():
+    """The configuration that the command line asks for.
+
+    Returns:
+      A `config.Config`.
+
+    Raises:
+      config.InputError: no model, or a value that is not allowed.
+    """
+    if FLAGS.model is None:
+        raise config.InputError(
+            "no model: give --model=NAME or a --flagfile that does, as"
+            " --flagfile=deit_tf/configs/digits_teacher.flags"
+        )
+    families = (config.DeiTConfig, config.RegNetYConfig)
+    names = {field.name for family in families for field in dataclasses.fields(family)}
+    given = {name: FLAGS[name].value for name in sorted(names) if FLAGS[name].value is not None}
+    sections = {
+        name: cls(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(cls)})
+        for name, cls in config.SECTIONS.items()
+    }
+    return config.Config(FLAGS.model, config.network(FLAGS.model, **given), **sections)
+
+
+def define_text(name, default, help_text):
+    """Defines a flag of the running command that is no part of the configuration."""
+    flags.DEFINE_string(name, default, help_text, module_name=sys.argv[0])
+
+
+def define_switch(name, help_text):
+    """Defines a flag of the running command that is on or off."""
+    flags.DEFINE_boolean(name, False, help_text, module_name=sys.argv[0])
+
+
+def run(main):
+    """Runs `main(argv)` under absl; an InputError is one line on stderr and exit code 1.
+
+    Args:
+      main: a function of the arguments that are left after the flags.
+    """
+    define_switch("debug", "Print the traceback of an error, too.")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # not TensorFlow's greetings
+
+    def guarded(argv):
+        try:
+            if argv[1:]:
+                raise config.InputError(
+                    f"{argv[1]!r} is not a flag; flags start with --, as --run_dir=DIR"
+                )
+            return main(argv)
+        except config.InputError as error:
+            if FLAGS.debug:
+                raise
+            return f"error: {error}"  # sys.exit() prints it on stderr and exits with 1
+
+    app.run(guarded)

@@ -1,0 +1,115 @@
+"""One image: decoding, the published evaluation geometry, the random resized crop.
+
+Images are [h, w, 3] in 0–255: uint8 from `decode`, float32 with whole values from the two
+geometries (Pillow, which the published accuracies were measured with, answers in whole values).
+"""
+
+import math
+
+import tensorflow as tf
+
+_TRIES = 10
+
+
+def decode(image_bytes):
+    """Decodes JPEG, PNG, GIF (first frame) or BMP as RGB.
+
+    Args:
+      image_bytes: string scalar.
+
+    Returns:
+      uint8 [h, w, 3], 0–255.
+    """
+
+    def jpeg():
+        # The two arguments make it equal to Pillow bit for bit; the defaults are 1 level off.
+        return tf.io.decode_jpeg(
+            image_bytes, channels=3, dct_method="INTEGER_ACCURATE", fancy_upscaling=True
+        )
+
+    def other():
+        return tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+
+    image = tf.cond(tf.io.is_jpeg(image_bytes), jpeg, other)
+    image.set_shape((None, None, 3))
+    return image
+
+
+def _resize(image, size):
+    """Bicubic with antialiasing, rounded and clipped, as Pillow's (mean ≤ 0.5 level off)."""
+    resized = tf.image.resize(image, size, method="bicubic", antialias=True)
+    return tf.clip_by_value(tf.round(resized), 0.0, 255.0)
+
+
+def center_crop(image, size, crop_fraction):
+    """The published evaluation geometry: shorter side to size / crop_fraction, centre crop.
+
+    Args:
+      image: [h, w, 3], 0–255.
+      size: side of the result, pixels.
+      crop_fraction: 0.875 for the published accuracies (256 → 224, 438 → 384).
+
+    Returns:
+      float32 [size, size, 3], 0–255.
+    """
+    short = int(size / crop_fraction)
+    height, width = tf.unstack(tf.shape(image)[:2])
+    longer = tf.maximum(height, width) * short // tf.minimum(height, width)
+    new_height = tf.where(height <= width, short, longer)
+    new_width = tf.where(height <= width, longer, short)
+    resized = _resize(image, tf.stack([new_height, new_width]))
+    top = _half(new_height - size)
+    left = _half(new_width - size)
+    crop = tf.slice(resized, tf.stack([top, left, 0]), (size, size, 3))
+    return tf.ensure_shape(crop, (size, size, 3))
+
+
+def _half(margin):
+    """Half a margin, rounded half to even as Python does."""
+    return tf.cast(tf.round(tf.cast(margin, tf.float32) / 2.0), tf.int32)
+
+
+def _crop_box(height, width, seed, min_area, max_aspect):
+    """Top, left, height and width of a random crop; int32 scalars.
+
+    Ten tries for an area and an aspect that fit into the image; if none does, the whole image,
+    cut at its centre to the nearest allowed aspect.
+    """
+    h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
+    draws = tf.random.stateless_uniform((3, _TRIES), seed)
+    area = h * w * (min_area + (1.0 - min_area) * draws[0])
+    aspect = tf.exp((2.0 * draws[1] - 1.0) * math.log(max_aspect))  # width over height
+    crop_w, crop_h = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))
+    fits = (crop_w >= 1) & (crop_w <= w) & (crop_h >= 1) & (crop_h <= h)
+    first = tf.argmax(tf.cast(fits, tf.int32))
+    fallback_w = tf.minimum(w, tf.round(h * max_aspect))
+    fallback_h = tf.minimum(h, tf.round(w * max_aspect))
+    found = tf.reduce_any(fits)
+    new_w = tf.where(found, crop_w[first], fallback_w)
+    new_h = tf.where(found, crop_h[first], fallback_h)
+    corner = tf.where(found, draws[2, :2], 0.5)
+    top = tf.floor(corner[0] * (h - new_h + tf.cast(found, tf.float32)))
+    left = tf.floor(corner[1] * (w - new_w + tf.cast(found, tf.float32)))
+    return [tf.cast(value, tf.int32) for value in (top, left, new_h, new_w)]
+
+
+def random_resized_crop(image, size, seed, min_area, max_aspect):
+    """A random part of the image, resized to a square.
+
+    Args:
+      image: [h, w, 3], 0–255.
+      size: side of the result, pixels.
+      seed: integer [2]; the same seed gives the same pixels.
+      min_area: smallest area of the part, of the image's, 0–1; uniform up to 1.
+      max_aspect: largest aspect of the part; log-uniform between its inverse and itself.
+
+    Returns:
+      float32 [size, size, 3], 0–255.
+
+    Reference: Szegedy et al. 2015, "Going deeper with convolutions", section 6, with
+    torchvision's ten tries.
+    """
+    height, width = tf.unstack(tf.shape(image)[:2])
+    top, left, new_h, new_w = _crop_box(height, width, seed, min_area, max_aspect)
+    crop = tf.slice(image, tf.stack([top, left, 0]), tf.stack([new_h, new_w, 3]))
+    return tf.ensure_shape(_resize(crop, (size, size)), (size, size, 3))

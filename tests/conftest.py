@@ -1,0 +1,156 @@
+"""Two logical CPUs for the replica tests, golden answers, and the weights they were made with."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import zlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+DATA = pathlib.Path(__file__).parent / "data"
+ROOT = pathlib.Path(__file__).parent.parent
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+
+
+@pytest.fixture(autouse=True)
+def _float32():
+    """Every test starts in float32, whatever the one before has set."""
+    import keras
+
+    keras.config.set_dtype_policy("float32")
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """What the PyTorch originals answered, by key; tests/data/README.md says how."""
+    with np.load(DATA / "golden.npz") as stored:
+        return dict(stored)
+
+
+def _golden_tensor(name, shape):
+    """A tensor of a golden model: a function of its name and shape."""
+    normal = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    normal = normal.astype(np.float32)
+    if name.endswith("running_var"):
+        return 1 + 0.1 * np.abs(normal)
+    if name.endswith(("running_mean", "bias")):
+        return 0.1 * normal
+    if name.endswith(("cls_token", "dist_token", "pos_embed")):
+        return 0.5 * normal
+    if len(shape) == 1:
+        return 1 + 0.1 * normal
+    return normal / np.sqrt(np.prod(shape[1:]))
+
+
+def _official_name(path):
+    """`deit/blocks_0/attn/qkv/kernel` -> `blocks.0.attn.qkv.weight`."""
+    name = path.split("/", 1)[1].replace("tokens/", "").replace("/", ".")
+    name = re.sub(r"^blocks_(\d+)", r"blocks.\1", name)
+    name = re.sub(r"^s(\d)_b(\d+)", r"s\1.b\2", name)
+    name = re.sub(r"(kernel|gamma)$", "weight", name)
+    name = re.sub(r"beta$", "bias", name)
+    return name.replace("moving_", "running_").replace("variance", "var")
+
+
+def _fill_golden(network, model):
+    """Puts a golden model's weights into a network of ours."""
+    shapes = json.loads((DATA / "state_dicts.json").read_text())[model]
+    left = {name for name in shapes if not name.endswith("num_batches_tracked")}
+    for weight in network.weights:
+        name = _official_name(weight.path)
+        if name.startswith("head.") and name not in shapes:
+            name = name.replace("head.", "head.fc.")
+        value = _golden_tensor(name, shapes[name])
+        if value.ndim == 4:
+            value = value.transpose(2, 3, 1, 0)
+        elif value.ndim == 2:
+            value = value.T
+        weight.assign(value)
+        left.remove(name)
+    assert not left
+
+
+@pytest.fixture(scope="session")
+def fill_golden():
+    """Function (network, model name): puts a golden model's weights into a network."""
+    return _fill_golden
+
+
+@pytest.fixture(scope="session")
+def golden_image(golden):
+    """Function (model name): its input, [n, S, S, 3], already normalised."""
+
+    def image(model):
+        seed, count, size = golden[f"{model}/input"]
+        normal = np.random.RandomState(seed).standard_normal((count, size, size, 3))
+        return normal.astype(np.float32)
+
+    return image
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """A folder with the digits prepared."""
+    from deit_tf import config, dataset
+
+    folder = tmp_path_factory.mktemp("data")
+    dataset.open_source(config.DataConfig(data_dir=str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_config(data_dir):
+    """Function: the configuration of a tiny distilled student on the digits, with changes."""
+    from deit_tf import config
+
+    def make(network=None, epochs=1, **sections):
+        facts = {
+            "num_classes": 10,
+            "distilled": True,
+            "image_size": 32,
+            "patch_size": 8,
+            "width": 32,
+            "depth": 3,
+            "heads": 2,
+            "drop_path_rate": 0.2,
+            **(network or {}),
+        }
+        return config.Config(
+            "deit",
+            config.network("deit", **facts),
+            data=config.DataConfig(data_dir=str(data_dir), batch_size=64),
+            augment=config.AugmentConfig(crop_min_area=0.6, rotation_degrees=10.0, flip_rate=0.0),
+            optimizer=config.OptimizerConfig(epochs=epochs, lr=0.01, warmup_epochs=0.0),
+            **sections,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def command():
+    """Function (module, *arguments): runs `python -m module` as a person does."""
+
+    def run(module, *arguments, **environment):
+        return subprocess.run(
+            [sys.executable, "-m", module, *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+
+    return run

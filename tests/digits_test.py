@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from sklearn import datasets
+
+from deit_tf import config, dataset, digits
+
+
+def test_split_is_fixed_and_stratified():
+    labels = datasets.load_digits().target
+    train, test = digits.split(labels)
+    assert (len(train), len(test)) == (1400, 397)
+    assert sorted([*train, *test]) == list(range(1797))
+    assert digits.split_sha256(train, test) == digits.SPLIT_SHA256
+    assert digits.split_sha256(test, train) != digits.SPLIT_SHA256
+    assert set(np.bincount(labels[test])) <= set(range(38, 42))
+
+
+@pytest.fixture
+def source(data_dir):
+    return dataset.open_source(config.DataConfig(data_dir=str(data_dir)))
+
+
+def test_holds_the_images_of_scikit_learn(source):
+    raw = datasets.load_digits()
+    train, test = digits.split(raw.target)
+    for records, indices in ((source.train, train), (source.eval, test)):
+        rows = records.__getitems__(list(range(len(records))))
+        found = sorted((r["label"], tf.io.decode_png(r["image"]).numpy().tobytes()) for r in rows)
+        pixels = np.round(raw.images[indices] * (255 / 16)).astype(np.uint8)
+        images = np.repeat(pixels[..., None], 3, axis=-1)
+        expected = sorted(zip(raw.target[indices], (i.tobytes() for i in images), strict=True))
+        assert found == expected
+
+
+def test_source_says_what_it_is(source):
+    assert source.labels == tuple("0123456789")
+    assert source.facts == {"dataset": "digits/1.0.0", "split_sha256": digits.SPLIT_SHA256}

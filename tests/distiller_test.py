@@ -1,0 +1,258 @@
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from deit_tf import checkpoint, config, dataset, distiller, losses, model
+
+BATCH, STEPS, CLASSES = 8, 5, 4
+STUDENT = config.network(
+    "deit",
+    num_classes=CLASSES,
+    image_size=16,
+    patch_size=4,
+    width=32,
+    depth=3,
+    heads=2,
+    distilled=True,
+    drop_path_rate=0.3,
+)
+PLAIN = dataclasses.replace(STUDENT, distilled=False)
+TEACHER = config.network("regnety_tiny", num_classes=CLASSES, image_size=16, depth=2)
+HARD = config.DistillConfig(distillation="hard", teacher="given")
+
+
+def _batches():
+    """Five batches of noise, drawn as the pipeline draws: masks come with the batch."""
+    rng = np.random.RandomState(0)
+    count = BATCH * STEPS
+    rates = np.array(STUDENT.drop_path_rates)[:, None]
+    return {
+        "image": rng.uniform(0, 255, (count, 16, 16, 3)).astype(np.float32),
+        "label": np.eye(CLASSES, dtype=np.float32)[rng.randint(0, CLASSES, count)],
+        "keep": (rng.uniform(size=(count, 3, 2)) >= rates).astype(np.float32),
+    }
+
+
+def _network(facts, seed=0):
+    keras.utils.set_random_seed(seed)
+    return checkpoint.build_network(facts)
+
+
+class DoubledGradient(keras.optimizers.SGD):
+    """A planted fault: every update counts twice."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(2.0 * gradient, variable, learning_rate)
+
+
+def _wrong_slice(batch):
+    """A planted fault: both halves of the batch, one a replica, are the first."""
+    return {name: tf.concat([v[: BATCH // 2]] * 2, axis=0) for name, v in batch.items()}
+
+
+def _train(strategy, optimizer, facts=HARD, student=STUDENT, fault=None):
+    """Weights before and after five steps, and what was logged."""
+    batches = tf.data.Dataset.from_tensor_slices(_batches()).batch(BATCH, drop_remainder=True)
+    with strategy.scope():
+        network = _network(student)
+        teacher = _network(TEACHER, seed=1)
+        pair = distiller.Distiller(network, facts, teacher)
+        pair.compile(optimizer())
+    before = [np.asarray(w) for w in network.get_weights()]
+    batches = batches.map(fault) if fault else batches
+    logs = pair.fit(batches, epochs=1, steps_per_epoch=STEPS, shuffle=False, verbose=0).history
+    return before, network.get_weights(), logs
+
+
+@pytest.fixture(scope="module")
+def replicas():
+    return tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+def _distance(one, other):
+    return np.sqrt(sum(np.sum(np.square(a - b)) for a, b in zip(one, other, strict=True)))
+
+
+def _sgd():
+    return keras.optimizers.SGD(0.05)
+
+
+def _largest(one, other):
+    return max(np.max(np.abs(a - b)) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("student", [STUDENT, PLAIN], ids=["distilled", "plain"])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_two_replicas_train_as_one(replicas, kind, student):
+    facts = dataclasses.replace(HARD, distillation=kind, tau=2.0)
+    _, one, logs_one = _train(replicas[0], _sgd, facts, student)
+    before, two, logs_two = _train(replicas[1], _sgd, facts, student)
+    assert _largest(one, two) <= 1e-6
+    assert _largest(before, two) > 1e-3  # it moved
+    assert logs_one.keys() == logs_two.keys()
+    for name, values in logs_one.items():
+        np.testing.assert_allclose(values, logs_two[name], rtol=1e-5, err_msg=name)
+
+
+def test_two_replicas_train_as_one_by_adamw(replicas):
+    def adamw():
+        return keras.optimizers.AdamW(1e-3, weight_decay=0.05, epsilon=1e-8)
+
+    before, one, _ = _train(replicas[0], adamw)
+    _, two, _ = _train(replicas[1], adamw)
+    assert _distance(one, two) <= 1e-3 * _distance(before, one)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "fault"),
+    [(lambda: DoubledGradient(0.05), None), (_sgd, _wrong_slice)],
+    ids=["doubled gradient", "wrong slice"],
+)
+def test_planted_faults_are_seen(replicas, optimizer, fault):
+    _, one, _ = _train(replicas[0], _sgd)
+    _, two, _ = _train(replicas[1], optimizer, fault=fault)
+    assert _largest(one, two) > 1e-4
+
+
+def test_regnet_trains_on_two_replicas(replicas):
+    facts = config.DistillConfig()
+    batches = tf.data.Dataset.from_tensor_slices(_batches()).batch(BATCH, drop_remainder=True)
+    with replicas[1].scope():
+        network = _network(TEACHER)
+        pair = distiller.Distiller(network, facts)
+        pair.compile(_sgd())
+    before = network.get_weights()
+    pair.fit(batches, epochs=1, shuffle=False, verbose=0)
+    moved = {
+        w.path: not np.array_equal(w.numpy(), b)
+        for w, b in zip(network.weights, before, strict=True)
+    }
+    assert all(moved[path] for path in moved if path.endswith(("moving_mean", "kernel")))
+
+
+@pytest.mark.parametrize("student", [STUDENT, PLAIN], ids=["distilled", "plain"])
+@pytest.mark.parametrize("kind", ["hard", "soft", "none"])
+def test_objective_is_the_papers(kind, student):
+    facts = config.DistillConfig(distillation=kind, teacher="given", alpha=0.3, tau=2.0)
+    rng = np.random.RandomState(0)
+    heads = ("cls", "dist") if student.distilled else ("cls",)
+    logits = {head: tf.constant(rng.standard_normal((6, CLASSES)), tf.float32) for head in heads}
+    label = tf.one_hot(rng.randint(0, CLASSES, 6), CLASSES)
+    taught = tf.constant(rng.standard_normal((6, CLASSES)), tf.float32)
+    pair = distiller.Distiller(_network(student), facts, _network(TEACHER))
+    terms = pair.losses_of(logits, label, taught if kind != "none" else None)
+    label_terms = [losses.soft_target_cross_entropy(logits[head], label) for head in heads]
+    pupil = logits[heads[-1]]
+    if kind == "none":
+        expected = sum(label_terms) / len(heads)
+    elif kind == "hard":
+        expected = 0.7 * label_terms[0] + 0.3 * losses.hard_distillation(pupil, taught)
+    else:
+        expected = 0.7 * label_terms[0] + 0.3 * losses.soft_distillation(pupil, taught, 2.0)
+    np.testing.assert_allclose(terms["loss"], expected, rtol=1e-6)
+
+
+def test_teacher_is_frozen_in_inference_mode_and_not_saved(tmp_path):
+    network, teacher = _network(STUDENT), _network(TEACHER, seed=1)
+    pair = distiller.Distiller(network, HARD, teacher)
+    pair.compile(_sgd())
+    before = teacher.get_weights()
+    data = tf.data.Dataset.from_tensor_slices(_batches()).batch(BATCH)
+    pair.fit(data, verbose=0, shuffle=False)
+    assert _largest(before, teacher.get_weights()) == 0  # its batch statistics too
+    ours = {w.path for w in network.weights}
+    assert {w.path for w in pair.weights} == ours
+    assert {w.path for w in pair.trainable_variables} == ours
+
+
+def test_teacher_and_student_see_the_same_raw_pixels():
+    network, teacher = _network(STUDENT), _network(TEACHER, seed=1)
+    seen = {}
+    for name, member in {"student": network, "teacher": teacher}.items():
+        inner = member.normalize.call
+
+        def spy(image, name=name, inner=inner):
+            seen[name] = image.numpy()
+            return inner(image)
+
+        member.normalize.call = spy
+    pair = distiller.Distiller(network, HARD, teacher)
+    pair.compile(_sgd(), run_eagerly=True)
+    batch = {name: tf.constant(v[:BATCH]) for name, v in _batches().items()}
+    pair.train_step(batch)
+    np.testing.assert_array_equal(seen["student"], batch["image"])
+    np.testing.assert_array_equal(seen["teacher"], batch["image"])
+
+
+@pytest.mark.parametrize("strategy", [0, 1], ids=["1 replica", "2 replicas"])
+def test_measures_every_head_once_an_image(replicas, strategy):
+    with replicas[strategy].scope():
+        network = _network(dataclasses.replace(STUDENT, num_classes=10))
+    rng = np.random.RandomState(0)
+    images = rng.uniform(0, 255, (11, 16, 16, 3)).astype(np.float32)
+    label = rng.randint(0, 10, 11)
+    logits = {k: np.asarray(v) for k, v in network(images, training=False).items()}
+    logits["fused"] = (logits["cls"] + logits["dist"]) / 2
+    filled = np.concatenate([images, images[:5]])
+    batches = tf.data.Dataset.from_tensor_slices(
+        {
+            "image": filled,
+            "label": np.eye(10, dtype=np.float32)[np.concatenate([label, label[:5]])],
+            "weight": np.float32([1] * 11 + [0] * 5),
+        }
+    ).batch(8)
+    with replicas[strategy].scope():
+        measured = distiller.measure(network, batches, 11)
+    assert list(measured) == ["images", "cls", "dist", "fused"]
+    assert measured["images"] == 11
+    for head, values in logits.items():
+        rank = (values > values[np.arange(11), label][:, None]).sum(-1)
+        assert measured[head]["top1"] == pytest.approx((rank < 1).mean())
+        assert measured[head]["top5"] == pytest.approx((rank < 5).mean())
+        loss = -np.asarray(keras.ops.log_softmax(values))[np.arange(11), label].mean()
+        assert measured[head]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_fit_validates_between_epochs_without_mixing_the_numbers():
+    network = _network(STUDENT)
+    pair = distiller.Distiller(network, HARD, _network(TEACHER))
+    pair.compile(keras.optimizers.SGD(0.0))
+    data = _batches()
+    train = tf.data.Dataset.from_tensor_slices(data).batch(BATCH)
+    weight = np.ones(len(data["image"]), np.float32)
+    test = {"image": data["image"], "label": data["label"], "weight": weight}
+    tests = tf.data.Dataset.from_tensor_slices(test).batch(BATCH)
+    history = pair.fit(train, epochs=2, validation_data=tests, verbose=0, shuffle=False).history
+    assert {name for name in history if not name.startswith("val_")} == {
+        "loss",
+        "class_loss",
+        "distillation_loss",
+        "top1",
+    }
+    assert history["loss"][0] == history["loss"][1]  # the rate is 0: each epoch starts anew
+    alone = distiller.measure(network, tests, len(weight))
+    for epoch in range(2):
+        assert history["val_dist_loss"][epoch] == pytest.approx(alone["dist"]["loss"], rel=1e-6)
+
+
+def test_refuses_a_teacher_that_cannot_teach():
+    network = _network(STUDENT)
+    with pytest.raises(config.InputError, match="distillation needs a teacher"):
+        distiller.Distiller(network, HARD)
+    other = _network(dataclasses.replace(TEACHER, num_classes=7))
+    with pytest.raises(config.InputError, match="the teacher has 7 classes, the student 4"):
+        distiller.Distiller(network, HARD, other)
+
+
+def test_pipeline_and_student_fit_together(digits_config):
+    whole = digits_config(epochs=2)
+    source = dataset.open_source(whole.data)
+    network = model.build_deit(whole.network)
+    pair = distiller.Distiller(network)
+    pair.compile(keras.optimizers.AdamW(2e-3))
+    batches = dataset.train_batches(source.train, whole)
+    history = pair.fit(batches, epochs=2, steps_per_epoch=21, verbose=0, shuffle=False).history
+    assert history["loss"][1] < history["loss"][0]

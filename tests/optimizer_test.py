@@ -1,0 +1,67 @@
+import numpy as np
+import pytest
+
+from deit_tf import config, model, optimizer
+
+NANO = config.network(
+    "deit", num_classes=3, image_size=8, patch_size=4, width=8, depth=1, heads=2, distilled=True
+)
+
+
+@pytest.mark.parametrize("decay_dist_token", [True, False])
+def test_decays_what_the_released_code_decays(decay_dist_token):
+    variables = model.build_deit(NANO).trainable_variables
+    left_alone = {v.path for v in optimizer.without_decay(variables, decay_dist_token)}
+    decayed = {v.path.split("/", 1)[1] for v in variables if v.path not in left_alone}
+    expected = {
+        "patch_embed/proj/kernel",
+        "blocks_0/attn/qkv/kernel",
+        "blocks_0/attn/proj/kernel",
+        "blocks_0/mlp/fc1/kernel",
+        "blocks_0/mlp/fc2/kernel",
+        "head/kernel",
+        "head_dist/kernel",
+    }
+    if decay_dist_token:
+        expected.add("tokens/dist_token")
+    assert decayed == expected
+
+
+def test_updates_as_pytorchs_adamw():
+    deit = model.build_deit(NANO)
+    facts = config.OptimizerConfig(
+        epochs=2, lr=0.01, warmup_epochs=0.0, min_lr=0.01, weight_decay=0.3
+    )
+    adamw = optimizer.build(facts, 512, 2, deit.trainable_variables)
+    before = {v.path: np.asarray(v, np.float64) for v in deit.trainable_variables}
+    rng = np.random.RandomState(0)
+    gradients = [[rng.standard_normal(v.shape) for v in deit.trainable_variables] for _ in range(3)]
+    for step in gradients:
+        adamw.apply([g.astype(np.float32) for g in step], deit.trainable_variables)
+    for i, v in enumerate(deit.trainable_variables):
+        decay = 0.3 if len(v.shape) > 1 and v.name not in ("cls_token", "pos_embed") else 0.0
+        expected = _adamw(before[v.path], [step[i] for step in gradients], 0.01, decay)
+        np.testing.assert_allclose(np.asarray(v), expected, rtol=1e-4, atol=1e-6)
+
+
+def _adamw(weight, gradients, lr, decay):
+    """torch.optim.AdamW, as its documentation states it."""
+    first = second = 0.0
+    for t, gradient in enumerate(gradients, start=1):
+        weight = weight - lr * decay * weight
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.999 * second + 0.001 * gradient**2
+        corrected = np.sqrt(second / (1 - 0.999**t)) + 1e-8
+        weight = weight - lr * first / (1 - 0.9**t) / corrected
+    return weight
+
+
+def test_follows_the_schedule():
+    variables = model.build_deit(NANO).trainable_variables
+    facts = config.OptimizerConfig(epochs=4, lr=1e-3, warmup_epochs=1.5)
+    adamw = optimizer.build(facts, 256, 10, variables)
+    assert float(adamw.learning_rate) == pytest.approx(1e-6)
+    adamw.iterations.assign(15)
+    assert float(adamw.learning_rate) == pytest.approx(5e-4)
+    adamw.iterations.assign(40)
+    assert float(adamw.learning_rate) == pytest.approx(1e-5)

@@ -1,0 +1,51 @@
+import keras
+import numpy as np
+import pytest
+
+from deit_tf import schedule
+
+
+def _rates(steps, **changes):
+    facts = {
+        "peak": 1e-3,
+        "warmup_lr": 1e-6,
+        "min_lr": 1e-5,
+        "warmup_steps": 10,
+        "total_steps": 100,
+        **changes,
+    }
+    rate = schedule.WarmupCosine(**facts)
+    return np.array([float(rate(step)) for step in steps])
+
+
+def test_scales_with_the_batch():
+    assert schedule.peak_lr(5e-4, 1024) == 1e-3
+
+
+def test_warms_up_in_a_line_and_cools_down_along_a_cosine():
+    np.testing.assert_allclose(
+        _rates([0, 5, 10, 55, 100]), [1e-6, 5.005e-4, 1e-3, 5.05e-4, 1e-5], rtol=1e-5
+    )
+    rates = _rates(range(101))
+    assert (np.diff(rates[:11]) > 0).all()
+    assert (np.diff(rates[10:]) < 0).all()
+
+
+def test_stays_at_the_end():
+    np.testing.assert_allclose(_rates([100, 150]), 1e-5, rtol=1e-4)
+
+
+def test_short_run_stays_on_the_line():
+    rates = _rates([0, 2, 4], total_steps=4)
+    np.testing.assert_allclose(rates, [1e-6, 2.008e-4, 4.006e-4], rtol=1e-5)
+
+
+def test_without_warmup_starts_at_the_peak():
+    assert _rates([0], warmup_steps=0)[0] == pytest.approx(1e-3)
+    assert np.isfinite(_rates([0, 1], warmup_steps=0, total_steps=1)).all()
+
+
+def test_survives_serialisation():
+    rate = schedule.WarmupCosine(1e-3, 1e-6, 1e-5, 10, 100)
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(rate))
+    assert float(again(37)) == float(rate(37))
