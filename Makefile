@@ -1,0 +1,41 @@
+# `make train` and `make test` do everything on a fresh machine with Python 3.11.
+PYTHON ?= python3.11
+BIN := .venv/bin
+RUNS ?= runs
+
+.PHONY: train test test-all gpu-check lint
+
+# Trains the convolutional teacher on the digits, then the distilled student.
+train: .venv/installed
+	$(BIN)/python -m deit_tf.train --flagfile=deit_tf/configs/digits_teacher.flags --run_dir=$(RUNS)/digits_teacher
+	$(BIN)/python -m deit_tf.train --flagfile=deit_tf/configs/digits_distilled.flags --teacher=$(RUNS)/digits_teacher --run_dir=$(RUNS)/digits_distilled
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+# With the slow tests, and the networks on Keras' other backends.
+test-all: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet jax
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# A few steps of training, an export and ONNX Runtime on a GPU; says plainly what it found.
+gpu-check: .venv/installed-cuda
+	$(BIN)/python tools/gpu_check.py
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+.venv/installed-cuda: .venv/installed requirements-cuda.txt
+	$(BIN)/python -m pip install --quiet -r requirements-cuda.txt
+	touch $@

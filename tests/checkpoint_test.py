@@ -1,0 +1,135 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from deit_tf import checkpoint, config, optimizer
+
+NANO = config.network(
+    "deit", num_classes=3, image_size=8, patch_size=4, width=8, depth=1, heads=2, distilled=True
+)
+CONFIG = config.Config("deit", NANO)
+FACTS = {"dataset": "toys/1.0.0"}
+
+
+def _train(network, adamw, steps, seed):
+    rng = np.random.RandomState(seed)
+    for _ in range(steps):
+        gradients = [rng.standard_normal(v.shape) for v in network.trainable_variables]
+        adamw.apply([g.astype(np.float32) for g in gradients], network.trainable_variables)
+
+
+def _pair(seed=0):
+    keras.utils.set_random_seed(seed)
+    network = checkpoint.build_network(NANO)
+    return network, optimizer.build(CONFIG.optimizer, 8, 4, network.trainable_variables)
+
+
+def _run(path, whole=CONFIG, facts=FACTS):
+    return checkpoint.Run(path / "run", whole, facts, ["a", "b", "c"])
+
+
+def test_goes_on_bit_for_bit(tmp_path):
+    network, adamw = _pair()
+    _train(network, adamw, 3, seed=1)
+    run = _run(tmp_path)
+    run.epoch, run.step, run.best, run.history = 1, 3, 0.5, [{"epoch": 1, "loss": 0.25}]
+    run.save(network, adamw)
+    _train(network, adamw, 2, seed=2)
+
+    other, again = _pair(seed=9)
+    resumed = _run(tmp_path)
+    resumed.restore(other, again)
+    assert (resumed.epoch, resumed.step, resumed.best) == (1, 3, 0.5)
+    assert resumed.history == run.history
+    _train(other, again, 2, seed=2)
+    for a, b in zip(network.get_weights(), other.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(adamw.variables, again.variables, strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_keeps_the_newest_and_ignores_what_was_being_written(tmp_path):
+    network, adamw = _pair()
+    run = _run(tmp_path)
+    for step in (1, 2):
+        run.step = step
+        run.save(network, adamw)
+    folder = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in folder.iterdir()] == ["step_00000002"]
+    (folder / "writing").mkdir()  # as a kill in the middle of a save leaves it
+    resumed = _run(tmp_path)
+    resumed.restore(network, adamw)
+    assert resumed.step == 2
+    resumed.step = 3
+    resumed.save(network, adamw)
+    assert [path.name for path in folder.iterdir()] == ["step_00000003"]
+
+
+def test_loads_last_and_best(tmp_path):
+    network, adamw = _pair()
+    run = _run(tmp_path)
+    best = network.get_weights()
+    run.save_best(network)
+    _train(network, adamw, 1, seed=1)
+    run.save(network, adamw)
+    for which, expected in (("best", best), ("last", network.get_weights())):
+        loaded = checkpoint.load(tmp_path / "run", which)
+        for a, b in zip(loaded.get_weights(), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_config_json_says_it_all(tmp_path):
+    _run(tmp_path)
+    record = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert record["config"]["network"]["width"] == 8
+    assert record["facts"] == FACTS
+    assert record["labels"] == ["a", "b", "c"]
+    assert record["versions"]["keras"] == keras.__version__
+    assert checkpoint.read_config(tmp_path / "run")["config"] == CONFIG
+
+
+def test_refuses_a_directory_of_another_run(tmp_path):
+    _run(tmp_path)
+    other = config.Config("deit", config.network("deit", depth=2))
+    with pytest.raises(config.InputError, match=r"another run \(.*depth: 1 -> 2.*give another"):
+        _run(tmp_path, other)
+    with pytest.raises(config.InputError, match=r"dataset: toys/1\.0\.0 -> toys/2\.0\.0"):
+        _run(tmp_path, facts={"dataset": "toys/2.0.0"})
+    moved = config.Config("deit", NANO, data=config.DataConfig(data_dir="elsewhere"))
+    _run(tmp_path, moved)  # where the data lies may change
+
+
+def test_says_what_is_missing(tmp_path):
+    with pytest.raises(config.InputError, match=r"no run directory: it has no config\.json"):
+        checkpoint.load(tmp_path / "nothing")
+    _run(tmp_path)
+    for which in ("last", "best"):
+        with pytest.raises(config.InputError, match=f"has no {which} checkpoint yet"):
+            checkpoint.load(tmp_path / "run", which)
+    with pytest.raises(config.InputError, match="choose one of last, best"):
+        checkpoint.load(tmp_path / "run", "first")
+    (tmp_path / "run" / "config.json").write_text("{")
+    with pytest.raises(config.InputError, match=r"config\.json cannot be read"):
+        checkpoint.load(tmp_path / "run")
+
+
+def test_refuses_weights_that_do_not_fit(tmp_path):
+    network, adamw = _pair()
+    run = _run(tmp_path)
+    run.save(network, adamw)
+    path = checkpoint.weights_path(tmp_path / "run")
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(config.InputError, match=r"does not fit its config\.json"):
+        checkpoint.load(tmp_path / "run")
+
+
+def test_history_csv_has_one_row_an_epoch(tmp_path):
+    run = _run(tmp_path)
+    run.write_history()
+    assert not (tmp_path / "run" / "history.csv").exists()
+    run.history = [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "extra": 1}]
+    run.write_history()
+    text = (tmp_path / "run" / "history.csv").read_text()
+    assert text == "epoch,loss,extra\n1,0.5,\n2,0.25,1\n"

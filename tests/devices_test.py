@@ -1,0 +1,27 @@
+import keras
+import pytest
+import tensorflow as tf
+
+from deit_tf import devices
+
+NO_GPU = not tf.config.list_physical_devices("GPU")
+
+
+def test_sets_the_precision_of_layers():
+    assert devices.set_precision("bfloat16") == "bfloat16"
+    assert keras.layers.Dense(1).compute_dtype == "bfloat16"
+    assert devices.set_precision("float32") == "float32"
+    assert keras.layers.Dense(1).compute_dtype == "float32"
+
+
+@pytest.mark.skipif(not NO_GPU, reason="looks at what happens without a GPU")
+def test_without_a_gpu_it_is_one_replica_in_float32():
+    assert devices.strategy().num_replicas_in_sync == 1
+    assert devices.set_precision("auto") == "float32"
+
+
+@pytest.mark.skipif(not NO_GPU, reason="looks at what happens without a GPU")
+def test_warns_where_a_gpu_lies_idle(tmp_path):
+    assert devices.idle_gpu(marks=(tmp_path / "none",)) is None
+    (tmp_path / "nvidiactl").touch()
+    assert "requirements-cuda.txt" in devices.idle_gpu(marks=(tmp_path / "nvidiactl",))

@@ -1,0 +1,134 @@
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from deit_tf import config
+
+CONFIGS = pathlib.Path(config.__file__).parent / "configs"
+ASK = """
+import json, sys
+from deit_tf import config, flags
+flags.define_config()
+flags.run(lambda argv: print(json.dumps(config.to_json(flags.config_from_flags()))))
+"""
+
+
+def _ask(*arguments):
+    """What a command makes of its flags: (exit code, stdout, last line of stderr)."""
+    answer = subprocess.run(
+        [sys.executable, "-c", ASK, *arguments],
+        cwd=CONFIGS.parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return answer.returncode, answer.stdout, answer.stderr.strip().splitlines()
+
+
+def _config(*arguments):
+    import json
+
+    code, stdout, stderr = _ask(*arguments)
+    assert code == 0, stderr
+    return config.from_json(json.loads(stdout))
+
+
+def test_defaults_are_the_rows_and_the_recipe():
+    assert _config("--model=deit_small_patch16_224") == config.Config(
+        "deit_small_patch16_224", config.network("deit_small_patch16_224")
+    )
+
+
+def test_flags_are_the_fields():
+    whole = _config(
+        "--model=deit_base_distilled_patch16_224",
+        "--nodistilled",
+        "--image_size=32",
+        "--mean=0.5,0.5,0.5",
+        "--lr=0.001",
+        "--distillation=soft",
+        "--teacher=runs/t",
+        "--seed=7",
+    )
+    assert whole == config.Config(
+        "deit_base_distilled_patch16_224",
+        config.network(
+            "deit_base_distilled_patch16_224",
+            distilled=False,
+            image_size=32,
+            mean=(0.5, 0.5, 0.5),
+        ),
+        distill=config.DistillConfig(distillation="soft", teacher="runs/t"),
+        optimizer=config.OptimizerConfig(lr=0.001),
+        run=config.RunConfig(seed=7),
+    )
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.flags")), ids=lambda path: path.stem)
+def test_flagfile_builds_and_says_what_to_expect(path):
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert "top-1" in first
+    whole = _config(f"--flagfile={path}", "--teacher=runs/any")
+    distilled = "distilled" in path.stem
+    assert whole.network.distilled == distilled
+    assert (whole.distill.distillation != "none") == distilled
+
+
+def test_flagfiles_of_imagenet_are_the_papers():
+    names = [
+        f"deit_{size}{kind}" for size in ("tiny", "small", "base") for kind in ("", "_distilled")
+    ]
+    for name in [*names, "deit_base_distilled_1000ep"]:
+        whole = _config(f"--flagfile={CONFIGS / name}.flags", "--teacher=runs/any")
+        assert whole.data.dataset == "tfds:imagenet2012"
+        assert whole.model == name.removesuffix("_1000ep") + "_patch16_224"
+        assert whole.network == config.VARIANTS[whole.model]
+        assert whole.data.batch_size == 1024
+        facts = whole.optimizer
+        assert (facts.lr, facts.weight_decay, facts.warmup_epochs) == (5e-4, 0.05, 5.0)
+        assert facts.epochs == (1000 if name.endswith("1000ep") else 300)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "no model: give --model=NAME"),
+        (["--model=deit_tny_patch16_224"], "did you mean deit_tiny_patch16_224"),
+        (["--model=deit", "--alpha=2"], "alpha is 2.0; it must be at most 1"),
+        (["--model=deit", "--image_size=30"], "image_size 30 is not a multiple of patch_size 16"),
+        (["--model=regnety_tiny", "--heads=2"], "regnety_tiny has no heads"),
+        (["--model=deit", "--distillation=hard"], "teacher is empty"),
+        (["--model=deit", "alpha=1"], "'alpha=1' is not a flag"),
+    ],
+)
+def test_refuses_in_one_line(arguments, words):
+    code, stdout, stderr = _ask(*arguments)
+    assert code == 1
+    assert not stdout
+    assert len(stderr) == 1
+    assert stderr[0].startswith("error: ")
+    assert words in stderr[0]
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("--modle=deit", "Did you mean: model"),
+        ("--distillation=firm", "<hard|soft|none>"),
+        ("--mean=0.5;0.5", "give numbers with commas between"),
+        ("--depth=many", "many"),
+    ],
+)
+def test_absl_refuses_what_is_no_flag(argument, words):
+    code, _, stderr = _ask(argument)
+    assert code == 1
+    assert words in " ".join(stderr)
+    assert not any("Traceback" in line for line in stderr)
+
+
+def test_debug_brings_the_traceback_back():
+    _, _, stderr = _ask("--model=x", "--debug")
+    assert stderr[0].startswith("Traceback")

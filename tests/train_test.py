@@ -1,0 +1,174 @@
+"""The commands as a person runs them, on the digits, with networks of a moment."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from deit_tf import checkpoint
+
+CONFIGS = "deit_tf/configs"
+TEACHER = ["--depth=2", "--initial_width=16", "--slope=16", "--group_width=16", "--epochs=2"]
+STUDENT = ["--width=32", "--depth=2", "--heads=2", "--patch_size=16", "--epochs=3"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, command, data_dir):
+    """A teacher and a student of it, trained by the two flagfiles of `make train`."""
+    folder = tmp_path_factory.mktemp("runs")
+    answers = {}
+    for name, flags in {"teacher": TEACHER, "distilled": STUDENT}.items():
+        answers[name] = command(
+            "deit_tf.train",
+            f"--flagfile={CONFIGS}/digits_{name}.flags",
+            f"--data_dir={data_dir}",
+            f"--run_dir={folder / name}",
+            *flags,
+            *([f"--teacher={folder / 'teacher'}"] if name == "distilled" else []),
+        )
+        assert answers[name].returncode == 0, answers[name].stderr
+    return folder, answers
+
+
+def test_ends_with_a_table(runs):
+    _, answers = runs
+    rows = [line.split("  ")[0] for line in answers["distilled"].stdout.splitlines()[-4:]]
+    assert rows == ["teacher", "class head", "distillation head", "fusion"]
+    assert answers["teacher"].stdout.splitlines()[-1].startswith("class head")
+
+
+def test_prints_and_stores_the_checksum_of_the_split(runs):
+    folder, answers = runs
+    stored = json.loads((folder / "distilled" / "config.json").read_text())
+    checksum = stored["facts"]["split_sha256"]
+    assert len(checksum) == 64
+    assert checksum in answers["distilled"].stderr
+    teacher = checkpoint.weights_path(folder / "teacher")
+    assert stored["facts"]["teacher_sha256"] == checkpoint.digest(teacher)
+
+
+def test_run_directory_holds_what_it_should(runs):
+    folder, _ = runs
+    run = folder / "distilled"
+    names = {path.name for path in run.iterdir()}
+    assert names == {"best.weights.h5", "checkpoints", "config.json", "history.csv", "logs"}
+    assert list((run / "logs" / "train").glob("events.*"))
+    assert list((run / "logs" / "validation").glob("events.*"))
+    rows = list(csv.DictReader((run / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    for name in ("lr", "loss", "class_loss", "distillation_loss", "val_fused_top1"):
+        assert all(np.isfinite(float(row[name])) for row in rows)
+    weights = {w.path for w in checkpoint.load(run).weights}
+    assert not any("regnet" in path for path in weights)
+
+
+def test_evaluate_answers_json_that_agrees_with_the_history(runs, command):
+    folder, _ = runs
+    answer = command("deit_tf.evaluate", f"--run_dir={folder / 'distilled'}", "--json")
+    assert answer.returncode == 0, answer.stderr
+    measured = json.loads(answer.stdout)
+    assert list(measured) == ["images", "cls", "dist", "fused"]
+    assert measured["images"] == 397
+    last = list(csv.DictReader((folder / "distilled" / "history.csv").open()))[-1]
+    for head in ("cls", "dist", "fused"):
+        for what in ("top1", "top5", "loss"):
+            noted = float(last[f"val_{head}_{what}"])
+            assert measured[head][what] == pytest.approx(noted, rel=1e-5)
+
+
+def test_evaluate_prints_a_table_and_reads_the_best(runs, command):
+    folder, _ = runs
+    answer = command("deit_tf.evaluate", f"--run_dir={folder / 'teacher'}", "--checkpoint=best")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[0].startswith("on 397 images")
+    best = max(
+        float(row["val_fused_top1"])
+        for row in csv.DictReader((folder / "teacher" / "history.csv").open())
+    )
+    assert f"{best:.2%}" in answer.stdout
+
+
+def test_started_again_a_finished_run_only_measures(runs, command, data_dir):
+    folder, answers = runs
+    before = (folder / "teacher" / "history.csv").read_text()
+    again = command(
+        "deit_tf.train",
+        f"--flagfile={CONFIGS}/digits_teacher.flags",
+        f"--data_dir={data_dir}",
+        f"--run_dir={folder / 'teacher'}",
+        *TEACHER,
+    )
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines()[-2:] == answers["teacher"].stdout.splitlines()[-2:]
+    assert (folder / "teacher" / "history.csv").read_text() == before
+
+
+def test_killed_and_started_again_it_ends_as_if_never_killed(runs, data_dir, tmp_path):
+    folder, _ = runs
+    arguments = [
+        sys.executable,
+        "-m",
+        "deit_tf.train",
+        f"--flagfile={CONFIGS}/digits_distilled.flags",
+        f"--data_dir={data_dir}",
+        f"--run_dir={tmp_path / 'run'}",
+        f"--teacher={folder / 'teacher'}",
+        *STUDENT,
+    ]
+    first = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "run" / "history.csv").exists():
+        assert first.poll() is None, "it ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    subprocess.run(arguments, check=True, capture_output=True)
+    killed, whole = tmp_path / "run", folder / "distilled"
+    assert (killed / "history.csv").read_text() == (whole / "history.csv").read_text()
+    for a, b in zip(
+        checkpoint.load(killed).get_weights(),
+        checkpoint.load(whole).get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("module", "flags", "words"),
+    [
+        ("deit_tf.train", ["--model=deit"], "no run directory; give --run_dir=DIR"),
+        (
+            "deit_tf.train",
+            ["--model=deit", "--run_dir={tmp}/run", "--data_dir={data}"],
+            "digits has 10 classes, num_classes is 1000; give --num_classes=10",
+        ),
+        (
+            "deit_tf.train",
+            [
+                "--flagfile=deit_tf/configs/digits_distilled.flags",
+                "--run_dir={tmp}/run",
+                "--teacher={tmp}/none",
+                "--data_dir={data}",
+            ],
+            "none is no run directory: it has no config.json",
+        ),
+        ("deit_tf.evaluate", ["--run_dir={tmp}/none"], "none is no run directory"),
+        ("deit_tf.evaluate", [], "no run directory; give --run_dir=DIR"),
+    ],
+)
+def test_refuses_in_one_line_and_writes_nothing(module, flags, words, command, data_dir, tmp_path):
+    flags = [flag.format(tmp=tmp_path, data=data_dir) for flag in flags]
+    answer = command(module, *flags)
+    assert answer.returncode == 1
+    last = answer.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last
+    assert "Traceback" not in answer.stderr
+    assert not list(tmp_path.iterdir())
