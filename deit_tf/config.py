@@ -323,6 +323,9 @@ class RunConfig(_Facts):
         "Precision of the layers: auto is bfloat16 on a GPU and float32 on a CPU.",
         choices=("auto", "float32", "bfloat16"),
     )
+    jit: bool = fact(
+        True, "Whether XLA compiles the forward and backward pass of each replica.", free=True
+    )
     fusion: str = fact(
         "logits",
         "Both heads together: mean of the logits (as released) or of the softmaxes (the paper's"

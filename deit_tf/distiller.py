@@ -53,11 +53,20 @@ class Distiller(keras.Model):
         self.evaluating = False
         self.built = True
 
-    def compile(self, optimizer=None, **kwargs):
-        """Keras' `compile`; an optimizer that is not built yet is built for the student."""
-        super().compile(**{"optimizer": optimizer, "jit_compile": False, **kwargs})
+    def compile(self, optimizer=None, jit_compile=False, **kwargs):
+        """Keras' `compile`, but for two things.
+
+        Args:
+          optimizer: one that is not built yet is built for the student.
+          jit_compile: whether XLA compiles each replica's forward and backward pass. The sum over
+            replicas and the update stay outside: with them inside, several replicas fail.
+          **kwargs: Keras'.
+        """
+        super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
         if self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.student.trainable_variables)
+        whole = tf.function(self.forward_backward, jit_compile=True)
+        self.run_forward_backward = whole if jit_compile else self.forward_backward
 
     @property
     def metrics(self):
@@ -104,17 +113,31 @@ class Distiller(keras.Model):
             "distillation_loss": distillation_loss,
         }
 
-    def train_step(self, batch):
-        """One update of the student; returns the means of the epoch so far."""
-        image, label = batch["image"], batch["label"]
+    def forward_backward(self, image, label, keep):
+        """One replica's part of a step.
+
+        Args:
+          image: float32 [B, S, S, 3], 0–255.
+          label: float32 [B, K].
+          keep: float32 [B, depth, 2], or None.
+
+        Returns:
+          The student's logits, the terms of `losses_of`, and the gradients of this replica's share
+          of the mean loss.
+        """
         teacher_logits = self.teach(image) if self.teach else None
         with tf.GradientTape() as tape:
-            logits = self.student(image, keep=batch.get("keep"), training=True)
+            logits = self.student(image, keep=keep, training=True)
             terms = self.losses_of(logits, label, teacher_logits)
             # Keras' optimizer sums the gradients of the replicas, so each gives its share.
             share = ops.mean(terms["loss"]) / self.distribute_strategy.num_replicas_in_sync
-        variables = self.student.trainable_variables
-        self.optimizer.apply(tape.gradient(share, variables), variables)
+        return logits, terms, tape.gradient(share, self.student.trainable_variables)
+
+    def train_step(self, batch):
+        """One update of the student; returns the means of the epoch so far."""
+        image, label = batch["image"], batch["label"]
+        logits, terms, gradients = self.run_forward_backward(image, label, batch.get("keep"))
+        self.optimizer.apply(gradients, self.student.trainable_variables)
         for name, term in terms.items():
             self.train_means[name].update_state(term)
         fused = model.fuse(logits, self.fusion)

@@ -46,7 +46,7 @@ def train(config, run_dir):
         adamw = optimizer.build(
             config.optimizer, config.data.batch_size, steps, student.trainable_variables
         )
-        pair.compile(adamw)
+        pair.compile(adamw, jit_compile=config.run.jit)
 
     facts = {**source.facts, **teacher.facts(config.distill)}
     run = checkpoint.Run(run_dir, config, facts, source.labels)

@@ -53,14 +53,14 @@ def _wrong_slice(batch):
     return {name: tf.concat([v[: BATCH // 2]] * 2, axis=0) for name, v in batch.items()}
 
 
-def _train(strategy, optimizer, facts=HARD, student=STUDENT, fault=None):
+def _train(strategy, optimizer, facts=HARD, student=STUDENT, fault=None, jit=False):
     """Weights before and after five steps, and what was logged."""
     batches = tf.data.Dataset.from_tensor_slices(_batches()).batch(BATCH, drop_remainder=True)
     with strategy.scope():
         network = _network(student)
         teacher = _network(TEACHER, seed=1)
         pair = distiller.Distiller(network, facts, teacher)
-        pair.compile(optimizer())
+        pair.compile(optimizer(), jit_compile=jit)
     before = [np.asarray(w) for w in network.get_weights()]
     batches = batches.map(fault) if fault else batches
     logs = pair.fit(batches, epochs=1, steps_per_epoch=STEPS, shuffle=False, verbose=0).history
@@ -84,12 +84,19 @@ def _largest(one, other):
     return max(np.max(np.abs(a - b)) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("student", [STUDENT, PLAIN], ids=["distilled", "plain"])
-@pytest.mark.parametrize("kind", ["hard", "soft"])
-def test_two_replicas_train_as_one(replicas, kind, student):
+@pytest.mark.parametrize(
+    ("kind", "student", "jit"),
+    [
+        ("hard", STUDENT, False),
+        ("hard", STUDENT, True),
+        ("hard", PLAIN, False),
+        ("soft", PLAIN, True),
+    ],
+)
+def test_two_replicas_train_as_one(replicas, kind, student, jit):
     facts = dataclasses.replace(HARD, distillation=kind, tau=2.0)
     _, one, logs_one = _train(replicas[0], _sgd, facts, student)
-    before, two, logs_two = _train(replicas[1], _sgd, facts, student)
+    before, two, logs_two = _train(replicas[1], _sgd, facts, student, jit=jit)
     assert _largest(one, two) <= 1e-6
     assert _largest(before, two) > 1e-3  # it moved
     assert logs_one.keys() == logs_two.keys()
@@ -117,13 +124,14 @@ def test_planted_faults_are_seen(replicas, optimizer, fault):
     assert _largest(one, two) > 1e-4
 
 
-def test_regnet_trains_on_two_replicas(replicas):
+@pytest.mark.parametrize("jit", [False, True])
+def test_regnet_trains_on_two_replicas(replicas, jit):
     facts = config.DistillConfig()
     batches = tf.data.Dataset.from_tensor_slices(_batches()).batch(BATCH, drop_remainder=True)
     with replicas[1].scope():
         network = _network(TEACHER)
         pair = distiller.Distiller(network, facts)
-        pair.compile(_sgd())
+        pair.compile(_sgd(), jit_compile=jit)
     before = network.get_weights()
     pair.fit(batches, epochs=1, shuffle=False, verbose=0)
     moved = {
