@@ -2,13 +2,14 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 RUNS ?= runs
+SEED ?= 0
 
 .PHONY: train test test-all gpu-check lint
 
 # Trains the convolutional teacher on the digits, then the distilled student.
 train: .venv/installed
-	$(BIN)/python -m deit_tf.train --flagfile=deit_tf/configs/digits_teacher.flags --run_dir=$(RUNS)/digits_teacher
-	$(BIN)/python -m deit_tf.train --flagfile=deit_tf/configs/digits_distilled.flags --teacher=$(RUNS)/digits_teacher --run_dir=$(RUNS)/digits_distilled
+	$(BIN)/python -m deit_tf.train --flagfile=deit_tf/configs/digits_teacher.flags --seed=$(SEED) --run_dir=$(RUNS)/digits_teacher
+	$(BIN)/python -m deit_tf.train --flagfile=deit_tf/configs/digits_distilled.flags --seed=$(SEED) --teacher=$(RUNS)/digits_teacher --run_dir=$(RUNS)/digits_distilled
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
