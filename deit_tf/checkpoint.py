@@ -181,6 +181,7 @@ class Run:
             optimizer.load_own_variables(dict(stored))
         for name, value in json.loads((steps[-1] / "state.json").read_text()).items():
             setattr(self, name, value)
+        self.write_history()  # a kill may have come between the checkpoint and its row
 
     def save(self, network, optimizer):
         """Writes the state as the newest checkpoint and drops those before it."""

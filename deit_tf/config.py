@@ -65,7 +65,7 @@ def _check(field, value):
         raise InputError(f"{name} is {value!r}; it must be a {field.type.__name__}")
     if number and not (isinstance(value, (int, float)) and math.isfinite(value)):
         raise InputError(f"{name} is {value!r}; it must be a finite number")
-    if field.type is int and value != int(value):
+    if field.type is int and not isinstance(value, int):
         raise InputError(f"{name} is {value!r}; it must be a whole number")
     if field.type is str and not isinstance(value, str):
         raise InputError(f"{name} is {value!r}; it must be a text")

@@ -43,6 +43,7 @@ def test_goes_on_bit_for_bit(tmp_path):
     resumed.restore(other, again)
     assert (resumed.epoch, resumed.step, resumed.best) == (1, 3, 0.5)
     assert resumed.history == run.history
+    assert (tmp_path / "run" / "history.csv").read_text() == "epoch,loss\n1,0.25\n"
     _train(other, again, 2, seed=2)
     for a, b in zip(network.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -144,7 +144,9 @@ def test_regnet_trains_on_two_replicas(replicas, jit):
 @pytest.mark.parametrize("student", [STUDENT, PLAIN], ids=["distilled", "plain"])
 @pytest.mark.parametrize("kind", ["hard", "soft", "none"])
 def test_objective_is_the_papers(kind, student):
-    facts = config.DistillConfig(distillation=kind, teacher="given", alpha=0.3, tau=2.0)
+    facts = config.DistillConfig(
+        distillation=kind, teacher="given", alpha=0.3, tau=2.0, soft_reduction="batchmean"
+    )
     rng = np.random.RandomState(0)
     heads = ("cls", "dist") if student.distilled else ("cls",)
     logits = {head: tf.constant(rng.standard_normal((6, CLASSES)), tf.float32) for head in heads}
@@ -159,7 +161,8 @@ def test_objective_is_the_papers(kind, student):
     elif kind == "hard":
         expected = 0.7 * label_terms[0] + 0.3 * losses.hard_distillation(pupil, taught)
     else:
-        expected = 0.7 * label_terms[0] + 0.3 * losses.soft_distillation(pupil, taught, 2.0)
+        term = losses.soft_distillation(pupil, taught, 2.0, "batchmean")
+        expected = 0.7 * label_terms[0] + 0.3 * term
     np.testing.assert_allclose(terms["loss"], expected, rtol=1e-6)
 
 
@@ -195,15 +198,17 @@ def test_teacher_and_student_see_the_same_raw_pixels():
     np.testing.assert_array_equal(seen["teacher"], batch["image"])
 
 
-@pytest.mark.parametrize("strategy", [0, 1], ids=["1 replica", "2 replicas"])
-def test_measures_every_head_once_an_image(replicas, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "fusion"), [(0, "softmax"), (1, "logits")], ids=["1 replica", "2 replicas"]
+)
+def test_measures_every_head_once_an_image(replicas, strategy, fusion):
     with replicas[strategy].scope():
         network = _network(dataclasses.replace(STUDENT, num_classes=10))
     rng = np.random.RandomState(0)
     images = rng.uniform(0, 255, (11, 16, 16, 3)).astype(np.float32)
     label = rng.randint(0, 10, 11)
     logits = {k: np.asarray(v) for k, v in network(images, training=False).items()}
-    logits["fused"] = (logits["cls"] + logits["dist"]) / 2
+    logits["fused"] = np.asarray(model.fuse(logits, fusion))
     filled = np.concatenate([images, images[:5]])
     batches = tf.data.Dataset.from_tensor_slices(
         {
@@ -213,7 +218,7 @@ def test_measures_every_head_once_an_image(replicas, strategy):
         }
     ).batch(8)
     with replicas[strategy].scope():
-        measured = distiller.measure(network, batches, 11)
+        measured = distiller.measure(network, batches, 11, fusion)
     assert list(measured) == ["images", "cls", "dist", "fused"]
     assert measured["images"] == 11
     for head, values in logits.items():
@@ -222,6 +227,15 @@ def test_measures_every_head_once_an_image(replicas, strategy):
         assert measured[head]["top5"] == pytest.approx((rank < 5).mean())
         loss = -np.asarray(keras.ops.log_softmax(values))[np.arange(11), label].mean()
         assert measured[head]["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_trains_in_bfloat16_near_float32(replicas):
+    _, exact, logs = _train(replicas[0], _sgd)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    before, low, logs_low = _train(replicas[0], _sgd, jit=True)
+    assert all(weight.dtype == np.float32 for weight in low)
+    assert _distance(low, exact) < 0.1 * _distance(before, exact)
+    np.testing.assert_allclose(logs_low["loss"], logs["loss"], rtol=0.02)
 
 
 def test_fit_validates_between_epochs_without_mixing_the_numbers():
