@@ -19,6 +19,7 @@ import os
 import pathlib
 import platform
 import shutil
+import zipfile
 
 import keras
 import numpy as np
@@ -54,7 +55,8 @@ def read_config(run_dir):
     path = pathlib.Path(run_dir) / "config.json"
     try:
         record = json.loads(path.read_text())
-        return {**record, "config": configuration.from_json(record["config"])}
+        known = {name: record[name] for name in ("facts", "labels", "versions")}
+        return {"config": configuration.from_json(record["config"]), **known}
     except FileNotFoundError as error:
         raise InputError(f"{run_dir} is no run directory: it has no config.json") from error
     except (json.JSONDecodeError, KeyError, TypeError, OSError) as error:
@@ -139,9 +141,14 @@ class Run:
     def __init__(self, run_dir, config, facts, labels):
         self.path = pathlib.Path(run_dir)
         self.epoch, self.step, self.best, self.history = 0, 0, -1.0, []
+        facts = json.loads(json.dumps(facts))
         if (self.path / "config.json").exists():
             self._check_same(config, facts)
-        (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            return
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{run_dir} cannot be made a run directory: {error}") from error
         record = {
             "config": configuration.to_json(config),
             "facts": facts,
@@ -172,14 +179,21 @@ class Run:
         Args:
           network: the network, built.
           optimizer: its optimizer, built.
+
+        Raises:
+          InputError: a file of the checkpoint is damaged.
         """
         steps = _steps(self.path)
         if not steps:
             return
-        network.load_weights(steps[-1] / _WEIGHTS)
-        with np.load(steps[-1] / "optimizer.npz") as stored:
-            optimizer.load_own_variables(dict(stored))
-        for name, value in json.loads((steps[-1] / "state.json").read_text()).items():
+        try:
+            network.load_weights(steps[-1] / _WEIGHTS)
+            with open(steps[-1] / "optimizer.npz", "rb") as file, np.load(file) as stored:
+                optimizer.load_own_variables(dict(stored))
+            state = json.loads((steps[-1] / "state.json").read_text())
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{steps[-1]} is damaged: {error}; remove it to start anew") from error
+        for name, value in state.items():
             setattr(self, name, value)
         self.write_history()  # a kill may have come between the checkpoint and its row
 

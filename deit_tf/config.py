@@ -132,6 +132,10 @@ class DeiTConfig(_Facts):
             )
         if self.width % self.heads:
             raise InputError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if int(self.width * self.mlp_ratio) < 1:
+            raise InputError(
+                f"mlp_ratio {self.mlp_ratio} leaves no hidden layer at width {self.width}"
+            )
 
     @property
     def patches(self):
@@ -164,7 +168,7 @@ class RegNetYConfig(_Facts):
     image_size: int = fact(224, "Side of the square input, pixels.", at_least=1)
     num_classes: int = fact(1000, "Number of classes.", at_least=1)
     depth: int = fact(18, "Number of blocks over all stages.", at_least=1)
-    initial_width: float = fact(200.0, "RegNet's w_0: width of the first block.", above=0)
+    initial_width: float = fact(200.0, "RegNet's w_0: width of the first block.", at_least=8)
     slope: float = fact(106.23, "RegNet's w_a: growth of the width per block.", at_least=0)
     multiplier: float = fact(2.48, "RegNet's w_m: ratio of neighbouring stages.", above=1)
     group_width: int = fact(112, "Channels in a group of the grouped convolution.", at_least=1)
@@ -276,7 +280,9 @@ class DistillConfig(_Facts):
         "hard: the teacher's decision; soft: its distribution; none: labels only.",
         choices=("hard", "soft", "none"),
     )
-    teacher: str = fact("", "Run directory of the teacher; needed unless distillation is none.")
+    teacher: str = fact(
+        "", "Run directory of the teacher; needed unless distillation is none.", free=True
+    )
     alpha: float = fact(0.5, "Weight of the distillation loss in the sum.", at_least=0, at_most=1)
     tau: float = fact(1.0, "Temperature of soft distillation.", above=0)
     soft_reduction: str = fact(
@@ -317,7 +323,9 @@ class OptimizerConfig(_Facts):
 class RunConfig(_Facts):
     """What belongs to the run as a whole."""
 
-    seed: int = fact(0, "Seed of the weights, the order and every draw.", at_least=0)
+    seed: int = fact(
+        0, "Seed of the weights, the order and every draw.", at_least=0, at_most=2**32 - 1
+    )
     precision: str = fact(
         "auto",
         "Precision of the layers: auto is bfloat16 on a GPU and float32 on a CPU.",

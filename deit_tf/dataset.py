@@ -62,15 +62,18 @@ def open_source(config):
                 f"{config.dataset} has no split {split!r}; it has {', '.join(builder.info.splits)}"
             )
     features = builder.info.features
-    if not {"image", "label"} <= set(features):
-        raise InputError(f"{config.dataset} has no image and label; it has {', '.join(features)}")
+    label = features["label"] if "label" in features else None  # noqa: SIM401  it has no get
+    if "image" not in features or not isinstance(label, tfds.features.ClassLabel):
+        raise InputError(
+            f"{config.dataset} has no image with a class as label; it has {', '.join(features)}"
+        )
     encoded = {"image": tfds.decode.SkipDecoding()}
     metadata = builder.info.metadata or {}
     return Source(
         name=config.dataset,
         train=builder.as_data_source(config.train_split, decoders=encoded),
         eval=builder.as_data_source(config.eval_split, decoders=encoded),
-        labels=tuple(features["label"].names),
+        labels=tuple(label.names),
         facts={"dataset": builder.info.full_name, **metadata},
     )
 

@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import ops
 
 from deit_tf import losses, model
-from deit_tf.config import DistillConfig, InputError
+from deit_tf.config import DeiTConfig, DistillConfig, InputError
 
 
 class Distiller(keras.Model):
@@ -27,7 +27,8 @@ class Distiller(keras.Model):
       fusion: how both heads are read together, see `model.fuse`.
 
     Raises:
-      InputError: a teacher is missing, or has another number of classes than the student.
+      InputError: a teacher is missing, has another number of classes than the student, or cannot
+        take its images.
 
     Reference: Touvron et al. 2021, section 4.
     """
@@ -138,11 +139,19 @@ class Distiller(keras.Model):
         image, label = batch["image"], batch["label"]
         logits, terms, gradients = self.run_forward_backward(image, label, batch.get("keep"))
         self.optimizer.apply(gradients, self.student.trainable_variables)
+        self._average_statistics()
         for name, term in terms.items():
             self.train_means[name].update_state(term)
         fused = model.fuse(logits, self.fusion)
         self.train_means["top1"].update_state(_hits(fused, label, 1))
         return self.get_metrics_result()
+
+    def _average_statistics(self):
+        """Gives all replicas the mean of their batch statistics; each gathers only its own."""
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync > 1:
+            for variable in self.student.non_trainable_weights:
+                variable.assign(context.all_reduce("MEAN", tf.convert_to_tensor(variable)))
 
     def test_step(self, batch):
         """Measures one batch; returns the means so far."""
@@ -187,9 +196,14 @@ def measure(network, batches, images, fusion="logits"):
 
 
 def _hits(logits, label, k):
-    """float32 [B]: whether the label's largest class is among the k largest logits."""
-    truth = tf.argmax(label, axis=-1)
-    return tf.cast(tf.math.in_top_k(truth, logits, min(k, logits.shape[-1])), tf.float32)
+    """float32 [B]: whether the label's largest class is among the k largest logits.
+
+    Of equal logits the first classes count as larger, as `argmax` has it; so a network that gives
+    the same to all classes is not always right.
+    """
+    truth = tf.argmax(label, axis=-1, output_type=tf.int32)[:, tf.newaxis]
+    _, largest = tf.math.top_k(logits, min(k, logits.shape[-1]))  # [B, k]
+    return tf.cast(tf.reduce_any(largest == truth, axis=-1), tf.float32)
 
 
 def _check_teacher(student, teacher):
@@ -199,3 +213,6 @@ def _check_teacher(student, teacher):
     ours, theirs = student.config.num_classes, teacher.config.num_classes
     if ours != theirs:
         raise InputError(f"the teacher has {theirs} classes, the student {ours}")
+    ours, theirs = student.config.image_size, teacher.config.image_size
+    if isinstance(teacher.config, DeiTConfig) and ours != theirs:
+        raise InputError(f"the teacher, a DeiT, takes {theirs} pixels, the student {ours}")

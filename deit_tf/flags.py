@@ -108,10 +108,13 @@ def run(main):
       main: a function of the arguments that are left after the flags.
     """
     define_switch("debug", "Print the traceback of an error, too.")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # not TensorFlow's greetings
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # fewer of TensorFlow's greetings
+    backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
     def guarded(argv):
         try:
+            if backend != "tensorflow":
+                raise config.InputError(f"KERAS_BACKEND is {backend}; commands need tensorflow")
             if argv[1:]:
                 raise config.InputError(
                     f"{argv[1]!r} is not a flag; flags start with --, as --run_dir=DIR"

@@ -1,6 +1,7 @@
 """The teacher: a trained network, frozen, that normalises its own input."""
 
 from deit_tf import checkpoint
+from deit_tf.config import InputError
 
 
 def load_teacher(config):
@@ -23,8 +24,25 @@ def load_teacher(config):
     return network
 
 
-def facts(config):
-    """What identifies the teacher, for config.json: {} or {"teacher_sha256": digest}."""
+def facts(config, labels):
+    """What identifies the teacher, for config.json.
+
+    Args:
+      config: a `config.DistillConfig`.
+      labels: names of the student's classes.
+
+    Returns:
+      {} where nothing is distilled, else {"teacher_sha256": digest of its weights}.
+
+    Raises:
+      InputError: the teacher knows other classes, or the same in another order.
+    """
     if config.distillation == "none":
         return {}
+    theirs = checkpoint.read_config(config.teacher)["labels"]
+    if theirs != list(labels):
+        raise InputError(
+            f"the teacher's classes ({', '.join(theirs[:3])}, …) are not the student's"
+            f" ({', '.join(labels[:3])}, …), or not in their order"
+        )
     return {"teacher_sha256": checkpoint.digest(checkpoint.weights_path(config.teacher))}

@@ -29,12 +29,8 @@ def train(config, run_dir):
 
     keras.utils.set_random_seed(config.run.seed)
     strategy = devices.strategy()
-    _greet(
-        config,
-        strategy,
-        devices.set_precision(config.run.precision),
-        devices.idle_gpu(),
-    )
+    precision = devices.set_precision(config.run.precision)
+    _greet(config, strategy, precision, devices.idle_gpu())
     source = dataset.open_source(config.data)
     _check_fit(config, source, strategy.num_replicas_in_sync)
     steps = dataset.steps_per_epoch(source.train, config.data.batch_size)
@@ -48,7 +44,8 @@ def train(config, run_dir):
         )
         pair.compile(adamw, jit_compile=config.run.jit)
 
-    facts = {**source.facts, **teacher.facts(config.distill)}
+    facts = {**source.facts, **teacher.facts(config.distill, source.labels)}
+    facts["precision"] = precision
     run = checkpoint.Run(run_dir, config, facts, source.labels)
     run.restore(student, adamw)
     logging.info("%s, on %s", checkpoint.describe(student), facts)

@@ -98,8 +98,13 @@ def test_refuses_a_directory_of_another_run(tmp_path):
         _run(tmp_path, other)
     with pytest.raises(config.InputError, match=r"dataset: toys/1\.0\.0 -> toys/2\.0\.0"):
         _run(tmp_path, facts={"dataset": "toys/2.0.0"})
-    moved = config.Config("deit", NANO, data=config.DataConfig(data_dir="elsewhere"))
-    _run(tmp_path, moved)  # where the data lies may change
+    moved = config.Config(
+        "deit",
+        NANO,
+        data=config.DataConfig(data_dir="elsewhere"),
+        distill=config.DistillConfig(teacher="moved"),
+    )
+    _run(tmp_path, moved)  # where data and teacher lie may change
 
 
 def test_says_what_is_missing(tmp_path):
@@ -124,6 +129,23 @@ def test_refuses_weights_that_do_not_fit(tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(config.InputError, match=r"does not fit its config\.json"):
         checkpoint.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["network.weights.h5", "optimizer.npz", "state.json"])
+def test_a_damaged_checkpoint_is_named_not_used(name, tmp_path):
+    network, adamw = _pair()
+    run = _run(tmp_path)
+    run.save(network, adamw)
+    path = tmp_path / "run" / "checkpoints" / "step_00000000" / name
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(config.InputError, match="step_00000000 is damaged"):
+        _run(tmp_path).restore(network, adamw)
+
+
+def test_says_where_it_cannot_write(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(config.InputError, match="cannot be made a run directory"):
+        _run(tmp_path)
 
 
 def test_history_csv_has_one_row_an_epoch(tmp_path):

@@ -100,6 +100,23 @@ def test_draws_depend_on_seed_epoch_and_position_alone(setup):
     assert not np.array_equal(_batches(records, other, count=1)[0]["image"], first[0]["image"])
 
 
+def test_flips_half_of_the_images(setup):
+    rng = np.random.RandomState(0)
+    photo = tf.io.encode_png(rng.randint(0, 256, (8, 8, 3)).astype(np.uint8)).numpy()
+    records = Records(0)
+    records.extend({"image": photo, "label": 1} for _ in range(64))
+    still = {"crop_min_area": 1.0, "crop_max_aspect": 1.0}
+    images = {}
+    for rate in (0.0, 0.5):
+        augment = config.AugmentConfig(flip_rate=rate, **still)
+        batches = _batches(records, dataclasses.replace(setup, augment=augment))
+        images[rate] = np.concatenate([batch["image"] for batch in batches])
+    plain, mirrored = images[0.0], images[0.0][:, :, ::-1]
+    flipped = (images[0.5] == mirrored).all(axis=(1, 2, 3))
+    assert ((images[0.5] == plain).all(axis=(1, 2, 3)) ^ flipped).all()
+    assert flipped.mean() == pytest.approx(0.5, abs=0.12)
+
+
 def test_another_batch_size_leaves_the_pixels_alone(setup):
     larger = dataclasses.replace(setup, data=config.DataConfig(batch_size=16))
     small, large = _batches(Records(32), setup), _batches(Records(32), larger)

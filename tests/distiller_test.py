@@ -139,6 +139,9 @@ def test_regnet_trains_on_two_replicas(replicas, jit):
         for w, b in zip(network.weights, before, strict=True)
     }
     assert all(moved[path] for path in moved if path.endswith(("moving_mean", "kernel")))
+    for weight in network.weights:  # batch statistics too are the same on both replicas
+        one, two = (copy.numpy() for copy in weight.value.values)
+        np.testing.assert_array_equal(one, two, err_msg=weight.path)
 
 
 @pytest.mark.parametrize("student", [STUDENT, PLAIN], ids=["distilled", "plain"])
@@ -166,7 +169,7 @@ def test_objective_is_the_papers(kind, student):
     np.testing.assert_allclose(terms["loss"], expected, rtol=1e-6)
 
 
-def test_teacher_is_frozen_in_inference_mode_and_not_saved(tmp_path):
+def test_teacher_is_frozen_in_inference_mode_and_not_tracked():
     network, teacher = _network(STUDENT), _network(TEACHER, seed=1)
     pair = distiller.Distiller(network, HARD, teacher)
     pair.compile(_sgd())
@@ -267,6 +270,16 @@ def test_refuses_a_teacher_that_cannot_teach():
     other = _network(dataclasses.replace(TEACHER, num_classes=7))
     with pytest.raises(config.InputError, match="the teacher has 7 classes, the student 4"):
         distiller.Distiller(network, HARD, other)
+    large = _network(dataclasses.replace(PLAIN, image_size=32))
+    with pytest.raises(config.InputError, match="a DeiT, takes 32 pixels, the student 16"):
+        distiller.Distiller(network, HARD, large)
+
+
+def test_a_network_that_always_says_the_same_is_not_always_right():
+    label = tf.one_hot([0, 3, 7, 9], 10)
+    flat = tf.zeros((4, 10))
+    assert distiller._hits(flat, label, 1).numpy().tolist() == [1, 0, 0, 0]
+    assert distiller._hits(flat, label, 5).numpy().tolist() == [1, 1, 0, 0]
 
 
 def test_pipeline_and_student_fit_together(digits_config):

@@ -164,6 +164,15 @@ def test_bfloat16_keeps_pixels_exact_and_answers_float32():
     np.testing.assert_allclose(seen[0][0, 0, 0], normalized, rtol=2**-8)
 
 
+def test_every_fact_reaches_the_network():
+    deit = model.build_deit(NANO, mlp_ratio=2.5, layer_norm_epsilon=1e-3, mean=(0.1, 0.2, 0.3))
+    block = deit.blocks[2]
+    assert block.mlp.fc1.units == 40
+    assert {block.norm1.epsilon, block.norm2.epsilon, deit.norm.epsilon} == {1e-3}
+    assert deit.normalize.mean == (0.1, 0.2, 0.3)
+    assert block.drop_path2.rate == 0.5
+
+
 def test_refuses_what_is_no_deit():
     with pytest.raises(config.InputError, match="regnety_tiny' is no DeiT"):
         model.build_deit("regnety_tiny")

@@ -46,6 +46,13 @@ def _assert_near(found, expected):
     assert np.max(np.abs(np.asarray(found) - expected)) <= 1e-5 * np.max(np.abs(expected))
 
 
+def test_stem_stride_keeps_or_halves_the_image():
+    image = np.zeros((1, 32, 32, 3), np.uint8)
+    for stride, side in ((1, 32), (2, 16)):
+        network = regnet.build_regnety(config.network("regnety_tiny", stem_stride=stride))
+        assert network.stem(network.normalize(image)).shape[1] == side
+
+
 def test_tiny_takes_small_images_and_survives_a_keras_file(tmp_path):
     facts = config.network("regnety_tiny", num_classes=4)
     network = regnet.build_regnety(facts)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 
@@ -36,6 +37,11 @@ def runs(tmp_path_factory, command, data_dir):
     return folder, answers
 
 
+def _history(run):
+    """The rows of a run's history.csv."""
+    return list(csv.DictReader((run / "history.csv").read_text().splitlines()))
+
+
 def test_ends_with_a_table(runs):
     _, answers = runs
     rows = [line.split("  ")[0] for line in answers["distilled"].stdout.splitlines()[-4:]]
@@ -60,12 +66,22 @@ def test_run_directory_holds_what_it_should(runs):
     assert names == {"best.weights.h5", "checkpoints", "config.json", "history.csv", "logs"}
     assert list((run / "logs" / "train").glob("events.*"))
     assert list((run / "logs" / "validation").glob("events.*"))
-    rows = list(csv.DictReader((run / "history.csv").open()))
+    rows = _history(run)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     for name in ("lr", "loss", "class_loss", "distillation_loss", "val_fused_top1"):
         assert all(np.isfinite(float(row[name])) for row in rows)
-    weights = {w.path for w in checkpoint.load(run).weights}
-    assert not any("regnet" in path for path in weights)
+
+
+def test_the_teacher_is_not_saved_with_the_student(runs):
+    folder, _ = runs
+    path = checkpoint.weights_path(folder / "distilled")
+    items = []
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: items.append(item))
+        sizes = [item.size for item in items if isinstance(item, h5py.Dataset)]
+    student = checkpoint.load(folder / "distilled")
+    ours = [int(np.prod(w.shape)) for w in student.weights]
+    assert sorted(sizes) == sorted(ours)
 
 
 def test_evaluate_answers_json_that_agrees_with_the_history(runs, command):
@@ -75,7 +91,7 @@ def test_evaluate_answers_json_that_agrees_with_the_history(runs, command):
     measured = json.loads(answer.stdout)
     assert list(measured) == ["images", "cls", "dist", "fused"]
     assert measured["images"] == 397
-    last = list(csv.DictReader((folder / "distilled" / "history.csv").open()))[-1]
+    last = _history(folder / "distilled")[-1]
     for head in ("cls", "dist", "fused"):
         for what in ("top1", "top5", "loss"):
             noted = float(last[f"val_{head}_{what}"])
@@ -87,10 +103,7 @@ def test_evaluate_prints_a_table_and_reads_the_best(runs, command):
     answer = command("deit_tf.evaluate", f"--run_dir={folder / 'teacher'}", "--checkpoint=best")
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.splitlines()[0].startswith("on 397 images")
-    best = max(
-        float(row["val_fused_top1"])
-        for row in csv.DictReader((folder / "teacher" / "history.csv").open())
-    )
+    best = max(float(row["val_fused_top1"]) for row in _history(folder / "teacher"))
     assert f"{best:.2%}" in answer.stdout
 
 
@@ -128,7 +141,7 @@ def test_killed_and_started_again_it_ends_as_if_never_killed(runs, data_dir, tmp
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    assert first.wait() == -signal.SIGKILL, "it ended before it was killed"
     subprocess.run(arguments, check=True, capture_output=True)
     killed, whole = tmp_path / "run", folder / "distilled"
     assert (killed / "history.csv").read_text() == (whole / "history.csv").read_text()
@@ -138,6 +151,43 @@ def test_killed_and_started_again_it_ends_as_if_never_killed(runs, data_dir, tmp
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
+
+
+def test_trains_without_xla_in_bfloat16_with_one_head(runs, command, data_dir, tmp_path):
+    folder, _ = runs
+    run = tmp_path / "run"
+    answer = command(
+        "deit_tf.train",
+        f"--flagfile={CONFIGS}/digits_distilled.flags",
+        f"--data_dir={data_dir}",
+        f"--run_dir={run}",
+        f"--teacher={folder / 'teacher'}",
+        *STUDENT,
+        "--epochs=1",
+        "--nojit",
+        "--precision=bfloat16",
+        "--nodistilled",
+        "--distillation=soft",
+        "--tau=3",
+        "--flip_rate=0.5",
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert json.loads((run / "config.json").read_text())["facts"]["precision"] == "bfloat16"
+    moved = command(
+        "deit_tf.evaluate",
+        f"--run_dir={run}",
+        f"--data_dir={data_dir}",
+        "--fusion=softmax",
+        "--json",
+    )
+    assert moved.returncode == 0, moved.stderr
+    assert list(json.loads(moved.stdout)) == ["images", "cls", "fused"]
+
+
+def test_refuses_another_backend(command):
+    answer = command("deit_tf.train", "--model=deit", KERAS_BACKEND="jax")
+    assert answer.returncode == 1
+    assert "KERAS_BACKEND is jax" in answer.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

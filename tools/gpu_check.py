@@ -32,11 +32,12 @@ def train(strategy):
         teacher = regnet.build_regnety(config.network("regnety_tiny", num_classes=1000))
         facts = config.DistillConfig(distillation="hard", teacher="given")
         pair = distiller.Distiller(student, facts, teacher)
-        pair.compile(keras.optimizers.AdamW(1e-3))
+        pair.compile(keras.optimizers.AdamW(1e-3), jit_compile=True)
     rng = np.random.RandomState(0)
     batch = {
         "image": rng.uniform(0, 255, (BATCH, side, side, 3)).astype(np.float32),
         "label": np.eye(1000, dtype=np.float32)[rng.randint(0, 1000, BATCH)],
+        "keep": np.ones((BATCH, student.config.depth, 2), np.float32),
     }
     batches = tf.data.Dataset.from_tensors(batch).repeat(2 * STEPS)
     pair.fit(batches, steps_per_epoch=STEPS, epochs=1, verbose=0, shuffle=False)
