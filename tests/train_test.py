@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -182,6 +183,18 @@ def test_trains_without_xla_in_bfloat16_with_one_head(runs, command, data_dir, t
     )
     assert moved.returncode == 0, moved.stderr
     assert list(json.loads(moved.stdout)) == ["images", "cls", "fused"]
+
+
+def test_evaluate_refuses_data_of_other_classes(runs, command, tmp_path):
+    folder, _ = runs
+    run = tmp_path / "run"
+    shutil.copytree(folder / "teacher", run)
+    record = json.loads((run / "config.json").read_text())
+    record["labels"][0] = "naught"
+    (run / "config.json").write_text(json.dumps(record))
+    answer = command("deit_tf.evaluate", f"--run_dir={run}")
+    assert answer.returncode == 1
+    assert "digits has other classes than" in answer.stderr.splitlines()[-1]
 
 
 def test_refuses_another_backend(command):
