@@ -68,8 +68,8 @@ def _largest_difference(found, expected):
 def saved_model(whole, image, expected, folder):
     """Exports a SavedModel, loads it and compares."""
     whole.export(folder / "saved_model", verbose=False)
-    serve = tf.saved_model.load(folder / "saved_model").serve
-    return _largest_difference(serve(image).numpy(), expected)
+    loaded = tf.saved_model.load(folder / "saved_model")  # kept: it owns the variables
+    return _largest_difference(loaded.serve(image).numpy(), expected)
 
 
 def onnx(whole, image, expected, folder):
