@@ -182,4 +182,5 @@ def test_refuses_what_is_no_deit():
 
 def test_describe_counts():
     network = model.build_deit(NANO)
-    assert checkpoint.describe(network).startswith("distilled DeiT, ")
+    count = f"{network.count_params():,}"
+    assert checkpoint.describe(network) == f"distilled DeiT, {count} parameters"
