@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 RUNS ?= runs
 SEED ?= 0
+WORKERS := -n auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: train test test-all gpu-check lint
 
@@ -12,12 +13,12 @@ train: .venv/installed
 	$(BIN)/python -m deit_tf.train --flagfile=deit_tf/configs/digits_distilled.flags --seed=$(SEED) --teacher=$(RUNS)/digits_teacher --run_dir=$(RUNS)/digits_distilled
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(WORKERS)
 
 # With the slow tests, and the networks on Keras' other backends.
 test-all: .venv/installed-dev
 	$(BIN)/python -m pip install --quiet jax
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(WORKERS) -m "slow or not slow"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

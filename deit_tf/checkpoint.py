@@ -2,10 +2,12 @@
 
 config.json            the configuration, the data's facts, class names, versions
 history.csv            one row an epoch
+curves.png             the same as a picture
 logs/                  TensorBoard events
 best.weights.h5        the network at its best evaluation accuracy
 checkpoints/step_N/    the newest state, whole or not there at all:
     network.weights.h5   the network
+    average.weights.h5   the moving average of its weights, where there is one
     optimizer.npz        the optimizer's variables
     state.json           epoch, step, best accuracy, history
 """
@@ -25,11 +27,11 @@ import keras
 import numpy as np
 
 from deit_tf import config as configuration
-from deit_tf import model, regnet
+from deit_tf import curves, model, regnet
 from deit_tf.config import InputError
 
 _CHOICES = ("last", "best")
-_WEIGHTS = "network.weights.h5"
+_WEIGHTS, _AVERAGE = "network.weights.h5", "average.weights.h5"
 
 
 def build_network(facts):
@@ -64,7 +66,7 @@ def read_config(run_dir):
 
 
 def weights_path(run_dir, which="last"):
-    """The file that holds a run's weights.
+    """The file that holds a run's weights; those of the moving average where there is one.
 
     Args:
       run_dir: the run directory.
@@ -78,8 +80,8 @@ def weights_path(run_dir, which="last"):
     if which == "best":
         path = pathlib.Path(run_dir) / "best.weights.h5"
     else:
-        steps = _steps(pathlib.Path(run_dir))
-        path = (steps[-1] if steps else pathlib.Path(run_dir)) / _WEIGHTS
+        folder = [pathlib.Path(run_dir), *_steps(pathlib.Path(run_dir))][-1]
+        path = folder / (_AVERAGE if (folder / _AVERAGE).exists() else _WEIGHTS)
     if not path.is_file():
         raise InputError(f"{run_dir} has no {which} checkpoint yet; train it first")
     return path
@@ -128,34 +130,42 @@ def _write(path, text):
 class Run:
     """One run directory, opened to be trained in.
 
+    config.json always says what the last start said: facts that are free may have changed.
+
     Args:
-      run_dir: made if it is not there; a run with the same configuration goes on.
+      run_dir: made if it is not there; a run with the same configuration goes on. One without a
+        checkpoint holds nothing yet, and is taken over.
       config: the `config.Config`.
       facts: what identifies data and teacher, JSON values.
       labels: names of the classes.
 
     Raises:
-      InputError: the directory holds a run with another configuration, or other facts.
+      InputError: the directory holds a run with another configuration, or other facts, or it
+        cannot be written.
     """
 
     def __init__(self, run_dir, config, facts, labels):
         self.path = pathlib.Path(run_dir)
         self.epoch, self.step, self.best, self.history = 0, 0, -1.0, []
         facts = json.loads(json.dumps(facts))
-        if (self.path / "config.json").exists():
+        if self.is_started:
             self._check_same(config, facts)
-            return
-        try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{run_dir} cannot be made a run directory: {error}") from error
         record = {
             "config": configuration.to_json(config),
             "facts": facts,
             "labels": list(labels),
             "versions": _versions(),
         }
-        _write(self.path / "config.json", json.dumps(record, indent=2) + "\n")
+        try:
+            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            _write(self.path / "config.json", json.dumps(record, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"run directory {run_dir} cannot be written: {error}") from error
+
+    @property
+    def is_started(self):
+        """Whether there is a checkpoint."""
+        return bool(_steps(self.path))
 
     def _check_same(self, config, facts):
         """Raises InputError where the directory holds another run."""
@@ -173,12 +183,13 @@ class Run:
                 " remove it"
             )
 
-    def restore(self, network, optimizer):
-        """Puts the newest checkpoint, if any, into network and optimizer.
+    def restore(self, network, optimizer, average=None):
+        """Puts the newest checkpoint, if any, into network, optimizer and average.
 
         Args:
           network: the network, built.
           optimizer: its optimizer, built.
+          average: the network of its moving average, or None.
 
         Raises:
           InputError: a file of the checkpoint is damaged.
@@ -188,6 +199,8 @@ class Run:
             return
         try:
             network.load_weights(steps[-1] / _WEIGHTS)
+            if average:
+                average.load_weights(steps[-1] / _AVERAGE)
             with open(steps[-1] / "optimizer.npz", "rb") as file, np.load(file) as stored:
                 optimizer.load_own_variables(dict(stored))
             state = json.loads((steps[-1] / "state.json").read_text())
@@ -197,13 +210,15 @@ class Run:
             setattr(self, name, value)
         self.write_history()  # a kill may have come between the checkpoint and its row
 
-    def save(self, network, optimizer):
+    def save(self, network, optimizer, average=None):
         """Writes the state as the newest checkpoint and drops those before it."""
         final = self.path / "checkpoints" / f"step_{self.step:08d}"
         part = final.with_name("writing")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         network.save_weights(part / _WEIGHTS)
+        if average:
+            average.save_weights(part / _AVERAGE)
         store = {}
         optimizer.save_own_variables(store)
         np.savez(part / "optimizer.npz", **store)
@@ -236,31 +251,38 @@ class Run:
         table.writerows(self.history)
         _write(self.path / "history.csv", text.getvalue())
 
+    def draw_curves(self):
+        """Draws curves.png anew from the history."""
+        part = self.path / "curves.png.part"
+        curves.draw(self.history).savefig(part, format="png", dpi=80)
+        os.replace(part, self.path / "curves.png")
+
 
 class SaveRun(keras.callbacks.Callback):
     """Keeps a run directory up to date, epoch by epoch.
 
     Args:
       run: a `Run`.
-      network: the network that is trained.
     """
 
-    def __init__(self, run, network):
+    def __init__(self, run):
         super().__init__()
-        self.run, self.network = run, network
+        self.run = run
 
     def on_epoch_end(self, epoch, logs=None):
-        """Notes the epoch and saves; the best is judged by val_fused_top1."""
-        optimizer, run = self.model.optimizer, self.run
+        """Notes the epoch, saves and draws; the best is judged by val_fused_top1."""
+        pair, run = self.model, self.run
         values = {name: float(value) for name, value in (logs or {}).items()}
-        run.epoch, run.step = epoch + 1, int(optimizer.iterations)
-        rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        number = keras.ops.convert_to_numpy  # of one replica's copy, where there are several
+        run.epoch, run.step = epoch + 1, int(number(pair.optimizer.iterations))
+        rate = float(number(pair.optimizer.learning_rate))
         run.history.append({"epoch": epoch + 1, "step": run.step, "lr": rate, **values})
         if values["val_fused_top1"] > run.best:
             run.best = values["val_fused_top1"]
-            run.save_best(self.network)
-        run.save(self.network, optimizer)
+            run.save_best(pair.evaluated)
+        run.save(pair.student, pair.optimizer, pair.average and pair.average.network)
         run.write_history()
+        run.draw_curves()
 
 
 def _versions():

@@ -41,7 +41,8 @@ def fact(
       at_least: smallest allowed number, inclusive, or None.
       above: exclusive lower bound, or None.
       at_most: largest allowed number, inclusive, or None.
-      free: True where the value may change when a run is started again in its directory.
+      free: whether the value may change when a run is started again in its directory; True, False
+        (it is part of what the run is), or a function of the section that answers so.
 
     Returns:
       A `dataclasses.Field`.
@@ -230,11 +231,33 @@ class DataConfig(_Facts):
 
     dataset: str = fact(
         "digits",
-        "Data set: digits (embedded), or tfds:NAME, prepared as ArrayRecord in data_dir.",
+        "Data set: digits (embedded), tfds:NAME (made ready by deit_tf.prepare), or folder:PATH.",
+        free=True,  # what it holds is known by its facts: a folder may move
     )
     data_dir: str = fact("data", "Folder of the prepared data sets.", free=True)
-    train_split: str = fact("train", "TFDS split to train on.")
-    eval_split: str = fact("test", "TFDS split to evaluate on.")
+    train_split: str = fact("train", "TFDS split, or folder, to train on.")
+    eval_split: str = fact(
+        "",
+        "TFDS split, or folder, to evaluate on; empty: the first there is of validation, val,"
+        " test.",
+    )
+    eval_fraction: float = fact(
+        0.0,
+        "Part of every class' training images held out for evaluation; for folders only.",
+        at_least=0,
+        at_most=0.9,
+    )
+    labels: str = fact(
+        "",
+        "File that names the classes: a name a line in their order, or lines CLASS<tab>name.",
+        free=True,
+    )
+    skip_bad_images: bool = fact(
+        False,
+        "Put the next readable image in the place of an unreadable one, and count them, instead of"
+        " stopping.",
+        free=True,
+    )
     batch_size: int = fact(1024, "Images in a step over all replicas together.", at_least=1)
     crop_fraction: float = fact(
         0.875,
@@ -305,7 +328,18 @@ class DistillConfig(_Facts):
 class OptimizerConfig(_Facts):
     """AdamW and its schedule. Reference: Touvron et al. 2021, table 9."""
 
-    epochs: int = fact(300, "Passes over the training images.", at_least=1)
+    epochs: int = fact(
+        300,
+        "Passes over the training images.",
+        at_least=1,
+        free=lambda optimizer: optimizer.lr_schedule == "constant",
+    )
+    lr_schedule: str = fact(
+        "cosine",
+        "After the warm-up: cosine, step by step; epoch: the released code's ladder, a rate an"
+        " epoch; constant.",
+        choices=("cosine", "epoch", "constant"),
+    )
     lr: float = fact(
         5e-4, "Peak learning rate for 512 images; scaled by batch_size / 512.", above=0
     )
@@ -316,6 +350,16 @@ class OptimizerConfig(_Facts):
     decay_dist_token: bool = fact(
         True,
         "Whether weight decay falls on the distillation token, as in the released code.",
+    )
+    clip_norm: float = fact(
+        0.0, "Largest global norm of the gradient of a whole batch; 0 is no limit.", at_least=0
+    )
+    ema_decay: float = fact(
+        0.0,
+        "Decay, a step, of the moving average of the weights, which is then what is evaluated and"
+        " exported (0.99996 in the released code); 0 is no average.",
+        at_least=0,
+        at_most=0.9999999,
     )
 
 
@@ -330,6 +374,12 @@ class RunConfig(_Facts):
         "auto",
         "Precision of the layers: auto is bfloat16 on a GPU and float32 on a CPU.",
         choices=("auto", "float32", "bfloat16"),
+    )
+    replicas: int = fact(
+        0,
+        "Copies of the network that share a batch; 0 is one a visible GPU, or one on the CPU.",
+        at_least=0,
+        free=True,
     )
     jit: bool = fact(
         True, "Whether XLA compiles the forward and backward pass of each replica.", free=True
@@ -430,6 +480,12 @@ def differences(old, new):
             continue  # another family: the model's name, already listed, says so
         for field in dataclasses.fields(before):
             a, b = getattr(before, field.name), getattr(after, field.name)
-            if a != b and not field.metadata["free"]:
+            if a != b and not _is_free(field, after):
                 found.append(f"{field.name}: {a} -> {b}")
     return found
+
+
+def _is_free(field, section):
+    """Whether a fact may change between two starts of one run."""
+    free = field.metadata["free"]
+    return free(section) if callable(free) else free

@@ -1,4 +1,4 @@
-"""From a data set's name to batches: source -> order -> per-image work -> batch -> prefetch.
+"""From images to batches: order -> per-image work -> batch -> prefetch.
 
 Every random draw is a pure function of (seed, epoch, position): the order is
 permutation(seed, epoch) over a random-access source, the pixels are drawn from seeds folded from
@@ -6,11 +6,9 @@ the three. So a run can be entered anywhere, and does not depend on threads or r
 encoded bytes cross Python; decoding and pixels stay in tf.data.
 """
 
-import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -20,87 +18,6 @@ from deit_tf.config import InputError
 
 # What is drawn for an image. The name decides over the numbers, the place in this list does not.
 DRAWS = ("crop", "flip", "rotate_shift", "keep")
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A classification set that can be read at any index.
-
-    Attributes:
-      name: as in `--dataset`.
-      train: sequence of {"image": bytes, "label": int}, with `__getitems__(indices)`.
-      eval: the same, for evaluation.
-      labels: names of the classes.
-      facts: what identifies the images, for config.json: JSON values.
-    """
-
-    name: str
-    train: Sequence
-    eval: Sequence
-    labels: tuple
-    facts: dict
-
-
-def open_source(config):
-    """Opens the data set; the embedded one is prepared on first use.
-
-    Args:
-      config: a `config.DataConfig`.
-
-    Returns:
-      A `Source`.
-
-    Raises:
-      InputError: unknown data set or split, or one that is not prepared as ArrayRecord.
-    """
-    import tensorflow_datasets as tfds  # a second's import, and only this function's need
-
-    builder = _builder(tfds, config)
-    for split in (config.train_split, config.eval_split):
-        if split not in builder.info.splits:
-            raise InputError(
-                f"{config.dataset} has no split {split!r}; it has {', '.join(builder.info.splits)}"
-            )
-    features = builder.info.features
-    label = features["label"] if "label" in features else None  # noqa: SIM401  it has no get
-    if "image" not in features or not isinstance(label, tfds.features.ClassLabel):
-        raise InputError(
-            f"{config.dataset} has no image with a class as label; it has {', '.join(features)}"
-        )
-    encoded = {"image": tfds.decode.SkipDecoding()}
-    metadata = builder.info.metadata or {}
-    return Source(
-        name=config.dataset,
-        train=builder.as_data_source(config.train_split, decoders=encoded),
-        eval=builder.as_data_source(config.eval_split, decoders=encoded),
-        labels=tuple(label.names),
-        facts={"dataset": builder.info.full_name, **metadata},
-    )
-
-
-def _builder(tfds, config):
-    """The TFDS builder of a data set's name, its records on disk."""
-    if config.dataset == "digits":
-        from deit_tf import digits
-
-        builder = digits.Digits(data_dir=config.data_dir, file_format="array_record")
-        builder.download_and_prepare()
-        return builder
-    kind, _, name = config.dataset.partition(":")
-    if kind != "tfds" or not name:
-        raise InputError(f"dataset is {config.dataset!r}; give digits or tfds:NAME")
-    try:
-        builder = tfds.builder(name, data_dir=config.data_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        raise InputError(f"TFDS knows no data set {name!r}") from error
-    prepared = builder.info.file_format
-    if not builder.is_prepared() or prepared is not tfds.core.FileFormat.ARRAY_RECORD:
-        found = f"as {prepared.value}" if builder.is_prepared() else "not at all"
-        raise InputError(
-            f"{name} must lie in {config.data_dir} as array_record, but is there {found}; prepare"
-            f" it by: tfds build {name} --file_format=array_record --data_dir={config.data_dir}"
-        )
-    return builder
 
 
 def order(seed, epoch, size):
@@ -132,6 +49,19 @@ def steps_per_epoch(records, batch_size):
     return len(records) // batch_size
 
 
+def indices(records, config, step):
+    """Which images a step trains on, int64 [B].
+
+    Args:
+      records: `Source.train`.
+      config: a `config.Config`.
+      step: counted from 0 over the run.
+    """
+    batch = config.data.batch_size
+    epoch, within = divmod(step, steps_per_epoch(records, batch))
+    return order(config.run.seed, epoch, len(records))[within * batch : (within + 1) * batch]
+
+
 def train_batches(records, config, first_step=0):
     """The training batches of a run, from any step on to its end.
 
@@ -160,7 +90,7 @@ def train_batches(records, config, first_step=0):
             [(_key(config.run.seed, int(e), draw), p) for draw in DRAWS]
             for e, p in zip(epochs, within, strict=True)
         ]
-        return *_rows(records, indices), np.array(seeds)
+        return *_columns(_rows(records, indices)), np.array(seeds)
 
     kinds = (tf.string, tf.int64, tf.int64)
     shapes = ([None], [None], [None, len(DRAWS), 2])
@@ -177,8 +107,12 @@ def _key(seed, epoch, draw):
 
 
 def _rows(records, indices):
-    """Encoded images and labels of some records, as arrays that TensorFlow takes."""
-    rows = records.__getitems__([int(i) for i in indices])
+    """Some records, read together."""
+    return records.__getitems__([int(i) for i in indices])
+
+
+def _columns(rows):
+    """Encoded images and labels of some rows, as arrays that TensorFlow takes."""
     images = np.array([row["image"] for row in rows], dtype=object)
     return images, np.array([row["label"] for row in rows], dtype=np.int64)
 
@@ -206,7 +140,7 @@ def _train_image(image_bytes, label, seeds, *, config):
     facts, network = config.augment, config.network
     seed = dict(zip(DRAWS, tf.unstack(seeds), strict=True))
     image = preprocess.random_resized_crop(
-        preprocess.decode(image_bytes),
+        image_bytes,
         network.image_size,
         seed["crop"],
         facts.crop_min_area,
@@ -251,15 +185,16 @@ def eval_batches(records, config):
 
     Returns:
       A `tf.data.Dataset` of {"image": float32 [B, S, S, 3] in 0–255, "label": float32 [B, K],
-      "weight": float32 [B]}; the last batch is filled up with images of weight 0.
+      "weight": float32 [B]}; weight is 0 for the images that fill up the last batch, and for one
+      that stands for an unreadable one.
     """
     size, batch_size, network = len(records), config.data.batch_size, config.network
     padded = math.ceil(size / batch_size) * batch_size
 
     def read(positions):
         """Bytes, labels and whether they count, at positions [B]."""
-        counts = (positions < size).astype(np.int64)
-        return *_rows(records, np.minimum(positions, size - 1)), counts
+        rows = _rows(records, np.minimum(positions, size - 1))
+        return *_columns(rows), (positions < size) & [row.get("readable", True) for row in rows]
 
     def work(image_bytes, label, counts):
         image = preprocess.decode(image_bytes)
@@ -269,5 +204,5 @@ def eval_batches(records, config):
             "weight": tf.cast(counts, tf.float32),
         }
 
-    kinds = (tf.string, tf.int64, tf.int64)
+    kinds = (tf.string, tf.int64, tf.bool)
     return _batches(range(padded), batch_size, read, kinds, [[None]] * 3, work)

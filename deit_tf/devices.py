@@ -3,16 +3,48 @@
 import pathlib
 
 import keras
+import psutil
 import tensorflow as tf
+
+from deit_tf.config import InputError
 
 _MARKS_OF_NVIDIA = ("/proc/driver/nvidia/gpus", "/dev/nvidiactl", "/dev/dxg")
 
 
-def strategy():
-    """`MirroredStrategy` over all visible GPUs; the default strategy where there is none."""
-    if tf.config.list_physical_devices("GPU"):
-        return tf.distribute.MirroredStrategy()
-    return tf.distribute.get_strategy()
+def strategy(replicas=0):
+    """How a batch is shared out.
+
+    Args:
+      replicas: copies of the network; 0 is one a visible GPU, or one on the CPU. More than one on
+        a CPU share its cores: slower than one, but the same training.
+
+    Returns:
+      A `MirroredStrategy` on GPUs or for several replicas, else the default strategy.
+
+    Raises:
+      InputError: more replicas than visible GPUs.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        if replicas > len(gpus):
+            raise InputError(f"replicas is {replicas}, but {len(gpus)} GPU(s) are visible")
+        return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(replicas or len(gpus))])
+    if replicas <= 1:
+        return tf.distribute.get_strategy()
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if len(tf.config.get_logical_device_configuration(cpu) or ()) < replicas:
+        one = tf.config.LogicalDeviceConfiguration()
+        tf.config.set_logical_device_configuration(cpu, [one] * replicas)
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+
+
+def memory():
+    """Bytes in use: the most of any GPU so far, or where there is none, of this process."""
+    gpus = len(tf.config.list_logical_devices("GPU"))
+    if gpus:
+        infos = [tf.config.experimental.get_memory_info(f"GPU:{i}") for i in range(gpus)]
+        return max(info["peak"] for info in infos)
+    return psutil.Process().memory_info().rss
 
 
 def set_precision(name):

@@ -25,6 +25,7 @@ class Distiller(keras.Model):
       config: a `config.DistillConfig`; None is no distillation.
       teacher: a network, where `config.distillation` is not "none".
       fusion: how both heads are read together, see `model.fuse`.
+      average: an `optimizer.Average` of the student, which then is what is evaluated, or None.
 
     Raises:
       InputError: a teacher is missing, has another number of classes than the student, or cannot
@@ -33,13 +34,10 @@ class Distiller(keras.Model):
     Reference: Touvron et al. 2021, section 4.
     """
 
-    def __init__(self, student, config=None, teacher=None, fusion="logits"):
+    def __init__(self, student, config=None, teacher=None, fusion="logits", average=None):
         super().__init__(name="distiller")
-        self.student, self.config, self.fusion = (
-            student,
-            config or DistillConfig(),
-            fusion,
-        )
+        self.student, self.config = student, config or DistillConfig()
+        self.fusion, self.average = fusion, average
         self.teach = None
         if self.config.distillation != "none":
             _check_teacher(student, teacher)
@@ -68,6 +66,11 @@ class Distiller(keras.Model):
             self.optimizer.build(self.student.trainable_variables)
         whole = tf.function(self.forward_backward, jit_compile=True)
         self.run_forward_backward = whole if jit_compile else self.forward_backward
+
+    @property
+    def evaluated(self):
+        """The network that is evaluated and saved as the best: the average where there is one."""
+        return self.average.network if self.average else self.student
 
     @property
     def metrics(self):
@@ -140,6 +143,8 @@ class Distiller(keras.Model):
         logits, terms, gradients = self.run_forward_backward(image, label, batch.get("keep"))
         self.optimizer.apply(gradients, self.student.trainable_variables)
         self._average_statistics()
+        if self.average:
+            self.average.update()
         for name, term in terms.items():
             self.train_means[name].update_state(term)
         fused = model.fuse(logits, self.fusion)
@@ -156,7 +161,7 @@ class Distiller(keras.Model):
     def test_step(self, batch):
         """Measures one batch; returns the means so far."""
         label, weight = batch["label"], batch["weight"]
-        logits = self.student(batch["image"], training=False)
+        logits = self.evaluated(batch["image"], training=False)
         for head, answer in {
             **logits,
             "fused": model.fuse(logits, self.fusion),
@@ -171,28 +176,29 @@ class Distiller(keras.Model):
         return self.get_metrics_result()
 
 
-def measure(network, batches, images, fusion="logits"):
+def measure(network, batches, fusion="logits", callbacks=()):
     """How well a network does on evaluation images.
 
     Args:
       network: answers {"cls": logits} and perhaps "dist".
       batches: what `dataset.eval_batches` gave.
-      images: how many images these are, padding not counted.
       fusion: see `model.fuse`.
+      callbacks: Keras', for a progress bar.
 
     Returns:
       {"images": int, "cls": {"top1", "top5", "loss"}, "fused": the same} and, distilled, "dist";
-      accuracies 0–1, losses in nats.
+      images of weight 0 not counted, accuracies 0–1, losses in nats.
     """
     meter = Distiller(network, fusion=fusion)
     meter.compile()
-    flat = meter.evaluate(batches, return_dict=True, verbose=0)
+    flat = meter.evaluate(batches, return_dict=True, verbose=0, callbacks=list(callbacks))
     heads = [head for head in ("cls", "dist", "fused") if f"{head}_top1" in flat]
     measured = {
         head: {what: float(flat[f"{head}_{what}"]) for what in ("top1", "top5", "loss")}
         for head in heads
     }
-    return {"images": images, **measured}
+    weights = keras.ops.convert_to_numpy(meter.eval_means["fused_top1"].count)
+    return {"images": round(float(weights)), **measured}
 
 
 def _hits(logits, label, k):

@@ -3,43 +3,58 @@
 import dataclasses
 import json
 
+from absl import logging
+
 from deit_tf import flags, report
 from deit_tf.config import InputError
 
 
-def evaluate(run_dir, which="last", data_dir=None, fusion=None):
-    """Measures a run's network on the evaluation images of its own data set.
+def evaluate(run_dir, which="last", fusion=None, **changes):
+    """Measures a run's network on the evaluation images of its own data set, or of another.
 
     Args:
       run_dir: the run directory.
       which: "last" or "best" checkpoint.
-      data_dir: folder of the prepared data sets; None is the run's own.
       fusion: "logits" or "softmax"; None is the run's own.
+      **changes: fields of `config.DataConfig` that differ from the run's own.
 
     Returns:
       See `distiller.measure`.
 
     Raises:
-      InputError: no such run, or its data is not there.
+      InputError: no such run, its data is not there or has other classes, or an image that cannot
+        be read.
     """
     # TensorFlow takes seconds to import; --help and a wrong flag should not wait for it.
-    from deit_tf import checkpoint, dataset, devices, distiller
+    import tensorflow as tf
+
+    from deit_tf import checkpoint, dataset, devices, distiller, progress, readable, source
 
     record = checkpoint.read_config(run_dir)
     config = record["config"]
-    if data_dir:
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, data_dir=data_dir)
-        )
+    run = dataclasses.replace(config.run, fusion=fusion or config.run.fusion)
+    data = dataclasses.replace(config.data, **changes)
+    config = dataclasses.replace(config, data=data, run=run)
     devices.set_precision(config.run.precision)
     strategy = devices.strategy()
     with strategy.scope():
         network = checkpoint.load(run_dir, which)
-        source = dataset.open_source(config.data)
-        if list(source.labels) != record["labels"]:
-            raise InputError(f"{source.name} has other classes than {run_dir} was trained on")
-        batches = dataset.eval_batches(source.eval, config)
-        return distiller.measure(network, batches, len(source.eval), fusion or config.run.fusion)
+        data = source.open_source(config.data, training=False)
+        if list(data.labels) != record["labels"]:
+            raise InputError(
+                f"{data.name} has other classes than {run_dir} was trained on; --labels=FILE says"
+                " what its classes are called"
+            )
+        batches = dataset.eval_batches(data.eval, config)
+        bar = progress.EvaluationBar(int(batches.cardinality()))
+        try:
+            measured = distiller.measure(network, batches, config.run.fusion, [bar])
+        except tf.errors.OpError:
+            readable.check(data.eval, range(len(data.eval)))
+            raise
+    if config.data.skip_bad_images:
+        logging.warning("%d images could not be read and were passed over", data.eval.bad)
+    return measured
 
 
 def main(argv):
@@ -48,14 +63,14 @@ def main(argv):
     given = flags.FLAGS
     if not given.run_dir:
         raise InputError("no run directory; give --run_dir=DIR")
-    measured = evaluate(given.run_dir, given.checkpoint, given.data_dir, given.fusion)
+    measured = evaluate(given.run_dir, given.checkpoint, given.fusion, **flags.given_data())
     print(json.dumps(measured) if given.json else report.table(measured))
 
 
 if __name__ == "__main__":
     flags.define_text("run_dir", None, "The run directory.")
     flags.define_text("checkpoint", "last", "Which weights: last or best.")
-    flags.define_text("data_dir", None, "Folder of the prepared data sets; default: the run's.")
     flags.define_text("fusion", None, "Heads together: logits or softmax; default: the run's.")
+    flags.define_data()
     flags.define_switch("json", "Answer one line of JSON.")
     flags.run(main)

@@ -13,6 +13,17 @@ from absl import app, flags
 from deit_tf import config
 
 FLAGS = flags.FLAGS
+_FAMILIES = (config.DeiTConfig, config.RegNetYConfig)
+_EVALUATED_WITH = (
+    "dataset",
+    "data_dir",
+    "eval_split",
+    "eval_fraction",
+    "labels",
+    "skip_bad_images",
+    "batch_size",
+    "crop_fraction",
+)
 
 
 class _NumbersParser(flags.ArgumentParser):
@@ -37,9 +48,9 @@ _PARSERS = {
 }
 
 
-def _define_field(field, default):
+def _define_field(field, default, flag_values=FLAGS):
     """Defines the flag of one field, as one of the running command's own."""
-    own = {"module_name": sys.argv[0]}
+    own = {"module_name": sys.argv[0], "flag_values": flag_values}
     help_text = field.metadata["help"]
     if field.type is bool:
         flags.DEFINE_boolean(field.name, default, help_text, **own)
@@ -50,25 +61,33 @@ def _define_field(field, default):
         flags.DEFINE(parser, field.name, default, help_text, **own)
 
 
-def define_config():
-    """Defines --model, the flags of every network, and those of every section."""
+def define_config(flag_values=FLAGS):
+    """Defines --model, the flags of every network, and those of every section.
+
+    Args:
+      flag_values: where to; the command line's own by default.
+    """
     flags.DEFINE_string(
         "model",
         None,
         f"Which network: {', '.join(config.VARIANTS)}.",
         module_name=sys.argv[0],
+        flag_values=flag_values,
     )
-    for family in (config.DeiTConfig, config.RegNetYConfig):
+    for family in _FAMILIES:
         for field in dataclasses.fields(family):
-            if field.name not in FLAGS:
-                _define_field(field, None)
+            if field.name not in flag_values:
+                _define_field(field, None, flag_values)
     for section in config.SECTIONS.values():
         for field in dataclasses.fields(section):
-            _define_field(field, field.default)
+            _define_field(field, field.default, flag_values)
 
 
-def config_from_flags():
+def config_from_flags(flag_values=FLAGS):
     """The configuration that the command line asks for.
+
+    Args:
+      flag_values: parsed flags that `define_config` defined.
 
     Returns:
       A `config.Config`.
@@ -76,19 +95,38 @@ def config_from_flags():
     Raises:
       config.InputError: no model, or a value that is not allowed.
     """
-    if FLAGS.model is None:
+    if flag_values.model is None:
         raise config.InputError(
             "no model: give --model=NAME or a --flagfile that does, as"
             " --flagfile=deit_tf/configs/digits_teacher.flags"
         )
-    families = (config.DeiTConfig, config.RegNetYConfig)
-    names = {field.name for family in families for field in dataclasses.fields(family)}
-    given = {name: FLAGS[name].value for name in sorted(names) if FLAGS[name].value is not None}
+    names = sorted({field.name for family in _FAMILIES for field in dataclasses.fields(family)})
+    given = {name: flag_values[name].value for name in names}
+    given = {name: value for name, value in given.items() if value is not None}
     sections = {
-        name: cls(**{field.name: FLAGS[field.name].value for field in dataclasses.fields(cls)})
+        name: cls(**{f.name: flag_values[f.name].value for f in dataclasses.fields(cls)})
         for name, cls in config.SECTIONS.items()
     }
-    return config.Config(FLAGS.model, config.network(FLAGS.model, **given), **sections)
+    model = flag_values.model
+    return config.Config(model, config.network(model, **given), **sections)
+
+
+def define_data(*names):
+    """Defines flags of the data section that have no default of their own.
+
+    Args:
+      *names: which; none is all that a trained network can be evaluated with.
+    """
+    for field in dataclasses.fields(config.DataConfig):
+        if field.name in (names or _EVALUATED_WITH):
+            _define_field(field, None)
+
+
+def given_data():
+    """The fields of the data section that the command line names, by `define_data`."""
+    fields = [field.name for field in dataclasses.fields(config.DataConfig)]
+    given = {name: FLAGS[name].value for name in fields if name in FLAGS}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def define_text(name, default, help_text):
@@ -102,7 +140,7 @@ def define_switch(name, help_text):
 
 
 def run(main):
-    """Runs `main(argv)` under absl; an InputError is one line on stderr and exit code 1.
+    """Runs `main(argv)` under absl; what a person can mend is one line on stderr and exit code 1.
 
     Args:
       main: a function of the arguments that are left after the flags.
@@ -124,5 +162,19 @@ def run(main):
             if FLAGS.debug:
                 raise
             return f"error: {error}"  # sys.exit() prints it on stderr and exits with 1
+        except KeyboardInterrupt:
+            if FLAGS.debug:
+                raise
+            sys.stderr.write("stopped; the same command goes on with what is saved\n")
+            return 130
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv):
+    """Parses as absl does; what it refuses is one line, as every other error."""
+    try:
+        return FLAGS(argv)
+    except flags.Error as error:
+        message = " ".join(str(error).removeprefix("ERROR:: ").split())
+        sys.exit(f"error: {message.removesuffix('.')}; --help lists the flags")

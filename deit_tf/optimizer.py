@@ -1,6 +1,7 @@
-"""AdamW as the paper uses it, with its schedule and its exclusions from weight decay."""
+"""AdamW as the paper uses it: schedule, exclusions from decay, clipping; the weights' average."""
 
 import keras
+import tensorflow as tf
 
 from deit_tf import schedule
 
@@ -22,6 +23,56 @@ def without_decay(variables, decay_dist_token):
     return [v for v in variables if len(v.shape) <= 1 or v.name in tokens]
 
 
+class AdamW(keras.optimizers.AdamW):
+    """Keras' AdamW that can limit the gradient of the whole batch.
+
+    Keras' own `global_clipnorm` limits each replica's part before they are summed, which is
+    another update on every number of replicas.
+
+    Args:
+      *args: Keras'.
+      clip_norm: largest global norm of the gradient, summed over replicas; 0 is no limit.
+      **kwargs: Keras'.
+    """
+
+    def __init__(self, *args, clip_norm=0.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.clip_norm = clip_norm
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        """The sums over replicas, limited; the hook that Keras' update goes through."""
+        summed = super()._all_reduce_sum_gradients(grads_and_vars)
+        if not self.clip_norm:
+            return summed
+        gradients, variables = zip(*summed, strict=True)
+        clipped, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+        return list(zip(clipped, variables, strict=True))
+
+
+class Average:
+    """The moving average of a network's weights, kept in a second network.
+
+    After every update average ← decay · average + (1 - decay) · weight, batch statistics included,
+    from the initial weights on: as in the released code. It is the same on all replicas.
+
+    Args:
+      network: the network that is trained.
+      copy: another of the same facts; takes over the weights of `network`.
+      decay: 0–1.
+    """
+
+    def __init__(self, network, copy, decay):
+        self.network, self.decay = copy, decay
+        copy.trainable = False
+        copy.set_weights(network.get_weights())
+        self._pairs = list(zip(copy.weights, network.weights, strict=True))
+
+    def update(self):
+        """One step of the average; called by every replica after its update."""
+        for average, weight in self._pairs:
+            average.assign(average + (1.0 - self.decay) * (weight - average))
+
+
 def build(config, batch_size, steps_per_epoch, variables):
     """The optimizer of a run, built for these variables.
 
@@ -32,19 +83,25 @@ def build(config, batch_size, steps_per_epoch, variables):
       variables: the network's trainable variables.
 
     Returns:
-      A `keras.optimizers.AdamW`. Its epsilon is PyTorch's default, 1e-8.
+      An `AdamW`. Its epsilon is PyTorch's default, 1e-8.
 
     Reference: Touvron et al. 2021, table 9.
     """
-    rate = schedule.WarmupCosine(
+    rate = schedule.KINDS[config.lr_schedule](
         peak=schedule.peak_lr(config.lr, batch_size),
         warmup_lr=config.warmup_lr,
         min_lr=config.min_lr,
         warmup_steps=round(config.warmup_epochs * steps_per_epoch),
         total_steps=config.epochs * steps_per_epoch,
+        epoch_steps=steps_per_epoch,
     )
-    optimizer = keras.optimizers.AdamW(
-        rate, weight_decay=config.weight_decay, beta_1=0.9, beta_2=0.999, epsilon=1e-8
+    optimizer = AdamW(
+        rate,
+        clip_norm=config.clip_norm,
+        weight_decay=config.weight_decay,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
     )
     excluded = without_decay(variables, config.decay_dist_token)
     optimizer.exclude_from_weight_decay(var_list=excluded)

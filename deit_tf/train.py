@@ -3,72 +3,113 @@
 A run that was stopped goes on when the same command is given again.
 """
 
+import contextlib
+
 from absl import logging
 
 from deit_tf import flags, report
 from deit_tf.config import InputError
 
 
-def train(config, run_dir):
+def train(config, run_dir, eval_only=False):
     """Trains one network, or goes on where the run in `run_dir` stopped.
 
     Args:
       config: a `config.Config`.
       run_dir: the run directory, made if it is not there.
+      eval_only: True measures what the run has reached, and trains nothing.
 
     Returns:
       {"student": measured, "teacher": measured or None}; see `distiller.measure`.
 
     Raises:
-      InputError: something that was given does not fit; nothing has been written.
+      InputError: something that was given does not fit; nothing has been written. Or an image
+        that cannot be read.
     """
     # TensorFlow takes seconds to import; --help and a wrong flag should not wait for it.
     import keras
 
-    from deit_tf import checkpoint, dataset, devices, distiller, optimizer, teacher
+    from deit_tf import checkpoint, dataset, devices, distiller, optimizer, source, teacher
+    from deit_tf import progress as progressing
 
+    strategy = devices.strategy(config.run.replicas)
     keras.utils.set_random_seed(config.run.seed)
-    strategy = devices.strategy()
     precision = devices.set_precision(config.run.precision)
     _greet(config, strategy, precision, devices.idle_gpu())
-    source = dataset.open_source(config.data)
-    _check_fit(config, source, strategy.num_replicas_in_sync)
-    steps = dataset.steps_per_epoch(source.train, config.data.batch_size)
+    data = source.open_source(config.data)
+    _check_fit(config, data, strategy.num_replicas_in_sync)
+    steps = dataset.steps_per_epoch(data.train, config.data.batch_size)
 
     with strategy.scope():
         student = checkpoint.build_network(config.network)
-        taught_by = teacher.load_teacher(config.distill)
-        pair = distiller.Distiller(student, config.distill, taught_by, config.run.fusion)
         adamw = optimizer.build(
             config.optimizer, config.data.batch_size, steps, student.trainable_variables
         )
+        average = None
+        if config.optimizer.ema_decay:
+            copy = checkpoint.build_network(config.network)
+            average = optimizer.Average(student, copy, config.optimizer.ema_decay)
+        taught_by = teacher.load_teacher(config.distill)
+        fusion = config.run.fusion
+        pair = distiller.Distiller(student, config.distill, taught_by, fusion, average)
         pair.compile(adamw, jit_compile=config.run.jit)
 
-    facts = {**source.facts, **teacher.facts(config.distill, source.labels)}
+    facts = {**data.facts, **teacher.facts(config.distill, data.labels)}
     facts["precision"] = precision
-    run = checkpoint.Run(run_dir, config, facts, source.labels)
-    run.restore(student, adamw)
+    if eval_only:
+        checkpoint.weights_path(run_dir)  # an error where there is none yet
+    run = checkpoint.Run(run_dir, config, facts, data.labels)
+    run.restore(student, adamw, average and average.network)
     logging.info("%s, on %s", checkpoint.describe(student), facts)
-    tests = dataset.eval_batches(source.eval, config)
-    if run.epoch < config.optimizer.epochs:
-        pair.fit(
-            dataset.train_batches(source.train, config, run.step),
-            shuffle=False,
-            epochs=config.optimizer.epochs,
-            initial_epoch=run.epoch,
-            steps_per_epoch=steps,
-            validation_data=tests,
-            callbacks=[
-                checkpoint.SaveRun(run, student),
-                keras.callbacks.TensorBoard(run.path / "logs", write_graph=False),
-            ],
+    tests = dataset.eval_batches(data.eval, config)
+    bar = progressing.EvaluationBar(int(tests.cardinality()))
+    with _naming_bad_images(config, data, adamw):
+        if run.epoch < config.optimizer.epochs and not eval_only:
+            pair.fit(
+                dataset.train_batches(data.train, config, run.step),
+                shuffle=False,
+                epochs=config.optimizer.epochs,
+                initial_epoch=run.epoch,
+                steps_per_epoch=steps,
+                validation_data=tests,
+                verbose=0,
+                callbacks=[
+                    checkpoint.SaveRun(run),
+                    keras.callbacks.TensorBoard(run.path / "logs", write_graph=False),
+                    progressing.Progress(config.optimizer.epochs, steps, config.data.batch_size),
+                    bar,
+                ],
+            )
+        with strategy.scope():
+            return {
+                "student": distiller.measure(pair.evaluated, tests, fusion, [bar]),
+                "teacher": taught_by and distiller.measure(taught_by, tests, fusion, [bar]),
+            }
+
+
+@contextlib.contextmanager
+def _naming_bad_images(config, data, adamw):
+    """Names the image where one is why the block failed; tf.data does not know its name."""
+    import keras
+    import tensorflow as tf
+
+    from deit_tf import dataset, readable
+
+    try:
+        yield
+    except tf.errors.OpError:
+        # A step that fails for want of its batch may have been counted, or not.
+        counted = int(keras.ops.convert_to_numpy(adamw.iterations))
+        for step in range(max(counted - 1, 0), counted + 1):
+            readable.check(data.train, dataset.indices(data.train, config, step))
+        readable.check(data.eval, range(len(data.eval)))
+        raise
+    if config.data.skip_bad_images:
+        logging.warning(
+            "%d training and %d evaluation images could not be read and were passed over",
+            data.train.bad,
+            data.eval.bad,
         )
-    with strategy.scope():
-        count, fusion = len(source.eval), config.run.fusion
-        return {
-            "student": distiller.measure(student, tests, count, fusion),
-            "teacher": taught_by and distiller.measure(taught_by, tests, count, fusion),
-        }
 
 
 def _greet(config, strategy, precision, warning):
@@ -83,12 +124,12 @@ def _greet(config, strategy, precision, warning):
         logging.warning(warning)
 
 
-def _check_fit(config, source, replicas):
+def _check_fit(config, data, replicas):
     """Raises InputError where data, network and machine do not fit together."""
-    classes, ours = len(source.labels), config.network.num_classes
+    classes, ours = len(data.labels), config.network.num_classes
     if classes != ours:
         raise InputError(
-            f"{source.name} has {classes} classes, num_classes is {ours}; give"
+            f"{data.name} has {classes} classes, num_classes is {ours}; give"
             f" --num_classes={classes}"
         )
     if config.data.batch_size % replicas:
@@ -103,10 +144,11 @@ def main(argv):
     config = flags.config_from_flags()
     if not flags.FLAGS.run_dir:
         raise InputError("no run directory; give --run_dir=DIR")
-    print(report.table(**train(config, flags.FLAGS.run_dir)))
+    print(report.table(**train(config, flags.FLAGS.run_dir, flags.FLAGS.eval_only)))
 
 
 if __name__ == "__main__":
     flags.define_config()
     flags.define_text("run_dir", None, "Where the run is kept; an unfinished one goes on.")
+    flags.define_switch("eval_only", "Measure what the run has reached, and train nothing.")
     flags.run(main)

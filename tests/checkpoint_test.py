@@ -92,7 +92,8 @@ def test_config_json_says_it_all(tmp_path):
 
 
 def test_refuses_a_directory_of_another_run(tmp_path):
-    _run(tmp_path)
+    run = _run(tmp_path)
+    run.save(*_pair())
     other = config.Config("deit", config.network("deit", depth=2))
     with pytest.raises(config.InputError, match=r"another run \(.*depth: 1 -> 2.*give another"):
         _run(tmp_path, other)
@@ -105,6 +106,29 @@ def test_refuses_a_directory_of_another_run(tmp_path):
         distill=config.DistillConfig(teacher="moved"),
     )
     _run(tmp_path, moved)  # where data and teacher lie may change
+    assert checkpoint.read_config(tmp_path / "run")["config"] == moved
+
+
+def test_a_directory_without_a_checkpoint_holds_nothing_yet(tmp_path):
+    _run(tmp_path)
+    other = config.Config("deit", config.network("deit", depth=2))
+    _run(tmp_path, other)
+    assert checkpoint.read_config(tmp_path / "run")["config"] == other
+
+
+def test_keeps_the_average_beside_the_weights_and_loads_it(tmp_path):
+    network, adamw = _pair()
+    average, _ = _pair(seed=3)
+    run = _run(tmp_path)
+    run.save(network, adamw, average)
+    loaded = checkpoint.load(tmp_path / "run")
+    np.testing.assert_array_equal(loaded.get_weights()[0], average.get_weights()[0])
+    other, again = _pair(seed=4)
+    other_average, _ = _pair(seed=5)
+    _run(tmp_path).restore(other, again, other_average)
+    for one, two in ((network, other), (average, other_average)):
+        for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_says_what_is_missing(tmp_path):
@@ -132,19 +156,23 @@ def test_refuses_weights_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["network.weights.h5", "optimizer.npz", "state.json"])
-def test_a_damaged_checkpoint_is_named_not_used(name, tmp_path):
+@pytest.mark.parametrize("how", ["cut", "missing"])
+def test_a_damaged_checkpoint_is_named_not_used(name, how, tmp_path):
     network, adamw = _pair()
     run = _run(tmp_path)
     run.save(network, adamw)
     path = tmp_path / "run" / "checkpoints" / "step_00000000" / name
-    path.write_bytes(path.read_bytes()[:40])
+    cut = path.read_bytes()[:40]
+    path.unlink()
+    if how == "cut":
+        path.write_bytes(cut)
     with pytest.raises(config.InputError, match="step_00000000 is damaged"):
         _run(tmp_path).restore(network, adamw)
 
 
 def test_says_where_it_cannot_write(tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(config.InputError, match="cannot be made a run directory"):
+    with pytest.raises(config.InputError, match="cannot be written"):
         _run(tmp_path)
 
 

@@ -75,11 +75,44 @@ def test_differences_name_the_facts_and_leave_the_free_ones_out():
     other = config.Config(
         "deit",
         config.network("deit", depth=3),
-        data=config.DataConfig(data_dir="elsewhere", batch_size=64),
+        data=config.DataConfig(data_dir="elsewhere", dataset="folder:moved", batch_size=64),
     )
     assert config.differences(one, other) == ["depth: 12 -> 3", "batch_size: 1024 -> 64"]
     regnet = config.Config("regnety_160", config.network("regnety_160"))
     assert config.differences(one, regnet) == ["model: deit -> regnety_160"]
+
+
+def test_a_run_may_grow_longer_where_the_rate_does_not_depend_on_its_length():
+    for kind, expected in (("constant", []), ("cosine", ["epochs: 300 -> 400"])):
+        one, longer = (
+            config.Config(
+                "deit",
+                config.network("deit"),
+                optimizer=config.OptimizerConfig(epochs=epochs, lr_schedule=kind),
+            )
+            for epochs in (300, 400)
+        )
+        assert config.differences(one, longer) == expected
+
+
+def test_what_is_free_is_known():
+    # Everything else is what a run is. Whoever adds a field decides, and says so here.
+    free = {
+        field.name
+        for section in config.SECTIONS.values()
+        for field in dataclasses.fields(section)
+        if field.metadata["free"]
+    }
+    assert free == {
+        "data_dir",
+        "dataset",
+        "epochs",
+        "jit",
+        "labels",
+        "replicas",
+        "skip_bad_images",
+        "teacher",
+    }
 
 
 def test_every_fact_has_help_and_sections_share_no_name():

@@ -102,10 +102,10 @@ def golden_image(golden):
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
     """A folder with the digits prepared."""
-    from deit_tf import config, dataset
+    from deit_tf import config, source
 
     folder = tmp_path_factory.mktemp("data")
-    dataset.open_source(config.DataConfig(data_dir=str(folder)))
+    source.open_source(config.DataConfig(data_dir=str(folder)))
     return folder
 
 

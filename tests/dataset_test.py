@@ -4,7 +4,6 @@ import itertools
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from deit_tf import config, dataset
 
@@ -74,6 +73,8 @@ def test_every_epoch_sees_whole_batches_of_different_images(setup):
     seen = np.array([batch["image"][:, 0, 0, 0] for batch in batches]).reshape(3, 16).round()
     for epoch, levels in enumerate(seen):
         np.testing.assert_array_equal(levels, dataset.order(5, epoch, 20)[:16])
+    for step, levels in enumerate(seen.reshape(6, 8)):
+        np.testing.assert_array_equal(levels, dataset.indices(records, setup, step))
 
 
 def test_entered_in_the_middle_it_goes_on_and_reads_nothing_before(setup):
@@ -161,42 +162,9 @@ def test_refuses_fewer_images_than_a_batch():
         dataset.steps_per_epoch(Records(7), 8)
 
 
-class Colours(tfds.core.GeneratorBasedBuilder):
-    """Four colours: a TFDS set as a person would write one."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self):
-        features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names="ab")}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(), "validation": self._generate_examples()}
-
-    def _generate_examples(self):
-        for i in range(4):
-            yield i, {"image": np.full((6, 9, 3), 60 * i, np.uint8), "label": "ab"[i % 2]}
-
-
-def test_reads_a_tfds_set_that_is_prepared_as_array_record(tmp_path):
-    Colours(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
-    facts = {"dataset": "tfds:colours", "data_dir": str(tmp_path)}
-    source = dataset.open_source(config.DataConfig(eval_split="validation", **facts))
-    assert source.labels == ("a", "b")
-    assert source.facts == {"dataset": "colours/1.0.0"}
-    levels = {int(tf.io.decode_png(row["image"])[0, 0, 0]) for row in source.train}
-    assert levels == {0, 60, 120, 180}
-    with pytest.raises(config.InputError, match="no split 'test'; it has train, validation"):
-        dataset.open_source(config.DataConfig(**facts))
-
-
-def test_refuses_sets_that_cannot_be_read_at_random(tmp_path):
-    Colours(data_dir=str(tmp_path), file_format="tfrecord").download_and_prepare()
-    for name, words in {
-        "tfds:colours": "is there as tfrecord; prepare it by: tfds build colours --file_format=ar",
-        "tfds:cifar10": "is there not at all; prepare it by: tfds build cifar10",
-        "tfds:no_such_set": "TFDS knows no data set 'no_such_set'",
-        "imagenet": "give digits or tfds:NAME",
-    }.items():
-        with pytest.raises(config.InputError, match=words):
-            dataset.open_source(config.DataConfig(dataset=name, data_dir=str(tmp_path)))
+def test_evaluation_does_not_count_what_stands_for_an_unreadable_image(setup):
+    records = Records(10)
+    records[3] = {**records[4], "readable": False}
+    batches = list(dataset.eval_batches(records, setup))
+    weight = np.concatenate([batch["weight"] for batch in batches])
+    np.testing.assert_array_equal(np.flatnonzero(weight), [0, 1, 2, 4, 5, 6, 7, 8, 9])

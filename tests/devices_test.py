@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -18,6 +19,18 @@ def test_sets_the_precision_of_layers():
 def test_without_a_gpu_it_is_one_replica_in_float32():
     assert devices.strategy().num_replicas_in_sync == 1
     assert devices.set_precision("auto") == "float32"
+
+
+@pytest.mark.skipif(not NO_GPU, reason="looks at what happens without a GPU")
+def test_shares_a_batch_out_over_as_many_replicas_as_asked_for():
+    assert devices.strategy(1).num_replicas_in_sync == 1
+    assert devices.strategy(2).num_replicas_in_sync == 2
+
+
+def test_memory_is_that_of_this_process():
+    before = devices.memory()
+    held = np.ones(2**26, np.uint8)
+    assert devices.memory() - before > 0.9 * held.nbytes
 
 
 @pytest.mark.skipif(not NO_GPU, reason="looks at what happens without a GPU")

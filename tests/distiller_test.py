@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from deit_tf import checkpoint, config, dataset, distiller, losses, model
+from deit_tf import checkpoint, config, dataset, distiller, losses, model, optimizer, source
 
 BATCH, STEPS, CLASSES = 8, 5, 4
 STUDENT = config.network(
@@ -53,14 +53,14 @@ def _wrong_slice(batch):
     return {name: tf.concat([v[: BATCH // 2]] * 2, axis=0) for name, v in batch.items()}
 
 
-def _train(strategy, optimizer, facts=HARD, student=STUDENT, fault=None, jit=False):
+def _train(strategy, make, facts=HARD, student=STUDENT, fault=None, jit=False):
     """Weights before and after five steps, and what was logged."""
     batches = tf.data.Dataset.from_tensor_slices(_batches()).batch(BATCH, drop_remainder=True)
     with strategy.scope():
         network = _network(student)
         teacher = _network(TEACHER, seed=1)
         pair = distiller.Distiller(network, facts, teacher)
-        pair.compile(optimizer(), jit_compile=jit)
+        pair.compile(make(), jit_compile=jit)
     before = [np.asarray(w) for w in network.get_weights()]
     batches = batches.map(fault) if fault else batches
     logs = pair.fit(batches, epochs=1, steps_per_epoch=STEPS, shuffle=False, verbose=0).history
@@ -114,14 +114,64 @@ def test_two_replicas_train_as_one_by_adamw(replicas):
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "fault"),
+    ("make", "fault"),
     [(lambda: DoubledGradient(0.05), None), (_sgd, _wrong_slice)],
     ids=["doubled gradient", "wrong slice"],
 )
-def test_planted_faults_are_seen(replicas, optimizer, fault):
+def test_planted_faults_are_seen(replicas, make, fault):
     _, one, _ = _train(replicas[0], _sgd)
-    _, two, _ = _train(replicas[1], optimizer, fault=fault)
+    _, two, _ = _train(replicas[1], make, fault=fault)
     assert _largest(one, two) > 1e-4
+
+
+def _clipped(clip_norm):
+    # Momentum 0 and epsilon large: the update is nearly the gradient, so that its size shows.
+    return lambda: optimizer.AdamW(
+        0.05, beta_1=0.0, beta_2=0.0, epsilon=1e3, weight_decay=0.0, clip_norm=clip_norm
+    )
+
+
+def test_the_gradient_of_the_whole_batch_is_clipped_not_each_replicas(replicas):
+    clip = 1e-3
+    before, one, _ = _train(replicas[0], _clipped(clip))
+    _, two, _ = _train(replicas[1], _clipped(clip))
+    assert _distance(one, two) <= 1e-3 * _distance(before, one)
+    # Each step goes as far as the limit lets it, in much the same direction: were a replica's part
+    # clipped, two would go twice as far; were nothing, a thousand times.
+    limit = STEPS * clip * 0.05 / 1e3
+    assert 0.5 * limit < _distance(before, two) <= 1.001 * limit
+
+
+@pytest.mark.parametrize("strategy", [0, 1], ids=["1 replica", "2 replicas"])
+def test_the_average_follows_every_update_and_is_what_is_evaluated(replicas, strategy):
+    decay, data = 0.7, _batches()
+    with replicas[strategy].scope():
+        network = _network(TEACHER)
+        average = optimizer.Average(network, _network(TEACHER, seed=5), decay)
+        pair = distiller.Distiller(network, average=average)
+        pair.compile(_sgd())
+    expected = [np.asarray(w, np.float64) for w in network.get_weights()]
+
+    class Follow(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            for i, weight in enumerate(network.get_weights()):
+                expected[i] = decay * expected[i] + (1 - decay) * weight
+
+    train = tf.data.Dataset.from_tensor_slices(data).batch(BATCH)
+    weight = np.ones(len(data["image"]), np.float32)
+    test = {"image": data["image"], "label": data["label"], "weight": weight}
+    tests = tf.data.Dataset.from_tensor_slices(test).batch(BATCH)
+    logs = pair.fit(
+        train, validation_data=tests, verbose=0, shuffle=False, callbacks=[Follow()]
+    ).history
+    for found, wanted in zip(average.network.get_weights(), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    with replicas[strategy].scope():
+        mean, last = (distiller.measure(net, tests) for net in (average.network, network))
+    assert logs["val_cls_loss"][0] == pytest.approx(mean["cls"]["loss"], rel=1e-6)
+    assert abs(mean["cls"]["loss"] - last["cls"]["loss"]) > 1e-3
+    ours = {w.path for w in network.weights}
+    assert {w.path for w in pair.trainable_variables} <= ours
 
 
 @pytest.mark.parametrize("jit", [False, True])
@@ -221,7 +271,7 @@ def test_measures_every_head_once_an_image(replicas, strategy, fusion):
         }
     ).batch(8)
     with replicas[strategy].scope():
-        measured = distiller.measure(network, batches, 11, fusion)
+        measured = distiller.measure(network, batches, fusion)
     assert list(measured) == ["images", "cls", "dist", "fused"]
     assert measured["images"] == 11
     for head, values in logits.items():
@@ -258,7 +308,7 @@ def test_fit_validates_between_epochs_without_mixing_the_numbers():
         "top1",
     }
     assert history["loss"][0] == history["loss"][1]  # the rate is 0: each epoch starts anew
-    alone = distiller.measure(network, tests, len(weight))
+    alone = distiller.measure(network, tests)
     for epoch in range(2):
         assert history["val_dist_loss"][epoch] == pytest.approx(alone["dist"]["loss"], rel=1e-6)
 
@@ -284,10 +334,10 @@ def test_a_network_that_always_says_the_same_is_not_always_right():
 
 def test_pipeline_and_student_fit_together(digits_config):
     whole = digits_config(epochs=2)
-    source = dataset.open_source(whole.data)
+    train = source.open_source(whole.data).train
     network = model.build_deit(whole.network)
     pair = distiller.Distiller(network)
     pair.compile(keras.optimizers.AdamW(2e-3))
-    batches = dataset.train_batches(source.train, whole)
+    batches = dataset.train_batches(train, whole)
     history = pair.fit(batches, epochs=2, steps_per_epoch=21, verbose=0, shuffle=False).history
     assert history["loss"][1] < history["loss"][0]

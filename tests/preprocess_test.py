@@ -29,6 +29,56 @@ def test_decodes_png_of_any_mode_as_rgb(mode):
     np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
 
 
+def _encoded(form, mode="RGB", **options):
+    """A photograph as a file of some form and mode."""
+    file = io.BytesIO()
+    Image.open(PHOTOS / "flower.jpg").convert(mode).save(file, form, **options)
+    return file.getvalue()
+
+
+FILES = {
+    "jpeg 4:4:4": lambda: _encoded("JPEG", subsampling=0),
+    "jpeg 4:2:2": lambda: _encoded("JPEG", subsampling=1),
+    "jpeg 4:2:0": lambda: _encoded("JPEG", subsampling=2),
+    "jpeg grey": lambda: _encoded("JPEG", "L"),
+    "jpeg cmyk": lambda: _encoded("JPEG", "CMYK"),
+    "jpeg progressive": lambda: _encoded("JPEG", progressive=True),
+    "webp": lambda: _encoded("WEBP", lossless=True),
+    "gif": lambda: _encoded("GIF"),
+    "png 16 bit grey": lambda: _encoded("PNG", "I;16"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_decodes_as_pillow_whatever_the_file_holds(kind):
+    encoded = FILES[kind]()
+    image = Image.open(io.BytesIO(encoded))
+    found = preprocess.decode(encoded)
+    if kind == "png 16 bit grey":  # Pillow clips where it should scale
+        expected = np.repeat(np.asarray(image)[..., None] >> 8, 3, axis=-1)
+    else:
+        expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_decoding_a_part_gives_the_part_of_the_decoded(kind):
+    encoded = FILES[kind]()
+    image = preprocess.decode(encoded).numpy()
+    height, width = image.shape[:2]
+    part = tf.function(lambda box: preprocess._decode_crop(encoded, lambda h, w: tf.unstack(box)))
+    rng = np.random.RandomState(0)
+    boxes = [[0, 0, height, width], [height - 1, width - 1, 1, 1], [0, 0, 1, 1]]
+    for _ in range(20):
+        new_h, new_w = rng.randint(1, height + 1), rng.randint(1, width + 1)
+        top, left = rng.randint(0, height - new_h + 1), rng.randint(0, width - new_w + 1)
+        boxes.append([top, left, new_h, new_w])
+    for box in boxes:
+        top, left, new_h, new_w = box
+        found = part(tf.constant(box, tf.int32)).numpy()
+        np.testing.assert_array_equal(found, image[top : top + new_h, left : left + new_w])
+
+
 @pytest.mark.parametrize("photo", ["china.jpg", "flower.jpg"])
 def test_evaluation_geometry_is_the_published(photo, golden):
     image = preprocess.decode((PHOTOS / photo).read_bytes())
@@ -104,16 +154,18 @@ def test_random_crop_of_a_thin_image_falls_back_to_its_centre():
 
 def test_random_crop_with_all_bounds_closed_is_the_resized_image():
     pixels = np.random.RandomState(0).randint(0, 256, (12, 12, 3)).astype(np.uint8)
-    found = preprocess.random_resized_crop(pixels, 8, [1, 2], 1.0, 1.0)
+    encoded = tf.io.encode_png(pixels)
+    found = preprocess.random_resized_crop(encoded, 8, [1, 2], 1.0, 1.0)
     np.testing.assert_array_equal(found, preprocess.center_crop(pixels, 8, 1.0))
 
 
 def test_same_seed_same_pixels_eager_and_in_tf_data():
     pixels = np.random.RandomState(0).randint(0, 256, (20, 30, 3)).astype(np.uint8)
+    encoded = tf.io.encode_png(pixels)
 
     def crop(i):
         seed = tf.stack([tf.constant(3, tf.int64), i])
-        return preprocess.random_resized_crop(pixels, 16, seed, 0.2, 4 / 3)
+        return preprocess.random_resized_crop(encoded, 16, seed, 0.2, 4 / 3)
 
     inside = list(tf.data.Dataset.range(4).map(crop, num_parallel_calls=2))
     for i, image in enumerate(inside):

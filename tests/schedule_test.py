@@ -45,7 +45,28 @@ def test_without_warmup_starts_at_the_peak():
     assert np.isfinite(_rates([0, 1], warmup_steps=0, total_steps=1)).all()
 
 
-def test_survives_serialisation():
-    rate = schedule.WarmupCosine(1e-3, 1e-6, 1e-5, 10, 100)
+def test_ladder_is_the_released_codes():
+    # What the released code logged at batch 1024: epochs 0 to 6, and the last.
+    steps = 1251
+    rate = schedule.EpochLadder(1e-3, 1e-6, 1e-5, 5 * steps, 300 * steps, steps)
+    expected = [1e-6, 1e-6, 2.008e-4, 4.006e-4, 6.004e-4, 8.002e-4, 9.993e-4]
+    for epoch, wanted in [*enumerate(expected), (299, 1.011e-5)]:
+        for step in (epoch * steps, (epoch + 1) * steps - 1):
+            assert float(rate(step)) == pytest.approx(wanted, rel=2e-4), (epoch, step)
+
+
+def test_constant_stays_at_the_peak_for_a_run_of_any_length():
+    for total in (100, 1000):
+        rate = schedule.WarmupConstant(1e-3, 1e-6, 1e-5, 10, total)
+        np.testing.assert_allclose(
+            [float(rate(step)) for step in (0, 5, 10, 50, 5000)],
+            [1e-6, 5.005e-4, 1e-3, 1e-3, 1e-3],
+            rtol=1e-5,
+        )
+
+
+@pytest.mark.parametrize("kind", schedule.KINDS)
+def test_survives_serialisation(kind):
+    rate = schedule.KINDS[kind](1e-3, 1e-6, 1e-5, 10, 100, 5)
     again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(rate))
     assert float(again(37)) == float(rate(37))

@@ -1,0 +1,53 @@
+"""Names of classes: ImageNet's are packaged, any others come from a file."""
+
+import pathlib
+
+from deit_tf.config import InputError
+
+# WordNet id and lemmas of the 1000 classes of ILSVRC 2012, in their order; from timm (Apache-2.0).
+# Of two classes named "crane" the bird and the machine are told apart.
+_IMAGENET = pathlib.Path(__file__).parent / "imagenet_labels.txt"
+
+
+def names(classes, path=""):
+    """The names that people read, for the classes as a data set calls them.
+
+    Args:
+      classes: the data set's own names, in the order of their numbers.
+      path: a text file with one name a line in that order, or with lines "CLASS<tab>name" in any
+        order; "" leaves the classes' names alone, but for ImageNet's 1000 WordNet ids, which are
+        replaced by their words.
+
+    Returns:
+      A tuple of texts.
+
+    Raises:
+      InputError: the file cannot be read, or does not name every class.
+    """
+    if path:
+        return _from_file(classes, path)
+    imagenet = dict(line.split("\t") for line in _IMAGENET.read_text().splitlines())
+    if list(classes) == list(imagenet):
+        return tuple(imagenet.values())
+    return tuple(classes)
+
+
+def _from_file(classes, path):
+    """The names that a file gives to the classes."""
+    try:
+        lines = pathlib.Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"labels: {path} cannot be read: {error}") from error
+    lines = [line for line in lines if line.strip()]
+    if lines and all("\t" in line for line in lines):
+        named = dict(line.split("\t", 1) for line in lines)
+        missing = [name for name in classes if name not in named]
+        if missing:
+            raise InputError(f"labels: {path} does not name the class {missing[0]!r}")
+        return tuple(named[name].strip() for name in classes)
+    if len(lines) != len(classes):
+        raise InputError(
+            f"labels: {path} holds {len(lines)} names, but there are {len(classes)} classes; give"
+            " one line a class, in the order of the classes, or lines CLASS<tab>name"
+        )
+    return tuple(line.strip() for line in lines)

@@ -1,0 +1,96 @@
+"""What a person watches: a bar with images per second, time left and memory; a line an epoch."""
+
+import datetime
+import sys
+import time
+
+import keras
+import tqdm
+from absl import logging
+
+from deit_tf import devices
+
+_SHOWN = ("loss", "val_cls_top1", "val_dist_top1", "val_fused_top1")
+_SHOWN_OF_ONE_HEAD = ("loss", "val_cls_top1")
+
+
+def _bar(total, name):
+    """A bar on stderr; none where that is no terminal, so that logs stay readable."""
+    shape = "{percentage:3.0f}%|{bar:20}| {desc}"
+    return tqdm.tqdm(
+        total=total, desc=name, leave=False, disable=None, file=sys.stderr, bar_format=shape
+    )
+
+
+class EvaluationBar(keras.callbacks.Callback):
+    """A bar for an evaluation.
+
+    Args:
+      steps: its number of batches.
+    """
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+
+    def on_test_begin(self, logs=None):
+        """Shows the bar."""
+        self.bar = _bar(self.steps, "evaluating")
+
+    def on_test_batch_end(self, batch, logs=None):
+        """Moves it."""
+        self.bar.update()
+
+    def on_test_end(self, logs=None):
+        """Takes it away."""
+        self.bar.close()
+
+
+class Progress(keras.callbacks.Callback):
+    """A bar for each epoch of training, and a line when the epoch is over.
+
+    Args:
+      epochs: epochs of the whole run.
+      steps: steps of an epoch.
+      batch_size: images of a step.
+    """
+
+    def __init__(self, epochs, steps, batch_size):
+        super().__init__()
+        self.epochs, self.steps, self.batch_size = epochs, steps, batch_size
+        self.epoch_seconds = None  # of the last whole epoch, its evaluation included
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Shows a new bar."""
+        self.epoch, self.done, self.begin = epoch, 0, time.monotonic()
+        self.name = f"epoch {epoch + 1}/{self.epochs}"
+        self.bar = _bar(self.steps, self.name)
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Moves the bar."""
+        self.done += 1
+        self.end_of_training = time.monotonic()
+        if not self.bar.disable:
+            text = f"{self.name}: {self.summary()}, loss {logs['loss']:.4f}"
+            self.bar.set_description_str(text, refresh=False)
+            self.bar.update()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Takes the bar away and logs the line that stays."""
+        self.bar.close()
+        self.epoch_seconds = time.monotonic() - self.begin
+        names = _SHOWN if "val_dist_top1" in logs else _SHOWN_OF_ONE_HEAD
+        shown = [f"{name} {logs[name]:.4f}" for name in names]
+        logging.info("%s: %s, %s", self.name, self.summary(), ", ".join(shown))
+
+    def summary(self):
+        """Speed in this epoch, time left of the run, memory: "812 images/s, 0:02:35 left, 1 GB"."""
+        seconds = max(self.end_of_training - self.begin, 1e-9)
+        part = self.done / self.steps
+        whole = self.epoch_seconds or seconds / part
+        left = max(self.epochs - self.epoch - part, 0.0) * whole
+        return (
+            f"{self.done * self.batch_size / seconds:.0f} images/s,"
+            f" {datetime.timedelta(seconds=round(left))} left,"
+            f" {devices.memory() / 2**30:.1f} GB"
+        )

@@ -1,0 +1,95 @@
+"""Images that cannot be decoded: named where they stop a run, or passed over on request."""
+
+import concurrent.futures
+import logging
+
+import numpy as np
+import tensorflow as tf
+
+from deit_tf import preprocess
+from deit_tf.config import InputError
+
+_UNKNOWN, _GOOD, _BAD = 0, 1, 2
+_CHECKERS = 8
+
+
+class Readable:
+    """A split of a source whose unreadable images give way to the next readable one.
+
+    Each image is decoded once more, the first time it is read; what comes in its place depends on
+    the files alone, so that a run stays a function of its seed.
+
+    Args:
+      records: `Source.train` or `Source.eval`.
+    """
+
+    def __init__(self, records):
+        self._records = records
+        self._states = np.zeros(len(records), np.uint8)
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices):
+        """Rows of the source; one that stands for an unreadable image has "readable" False."""
+        with concurrent.futures.ThreadPoolExecutor(_CHECKERS) as pool:
+            return list(pool.map(self._row, indices))
+
+    def _row(self, index):
+        for i in range(index, index + len(self)):
+            row = self._read(i % len(self))
+            if row:
+                return {**row, "readable": i == index}
+        raise InputError("none of the images can be read")
+
+    def _read(self, index):
+        """A row, or None where its image is unreadable."""
+        if self._states[index] == _BAD:
+            return None
+        row, reason = _look(self._records, index, self._states[index] == _GOOD)
+        if reason and self._states[index] != _BAD:
+            logging.warning("left out: %s cannot be read (%s)", self.name_of(index), reason)
+        self._states[index] = _BAD if reason else _GOOD
+        return row
+
+    def name_of(self, index):
+        """What a person calls an image."""
+        return self._records.name_of(index)
+
+    @property
+    def bad(self):
+        """How many unreadable images were met so far."""
+        return int(np.sum(self._states == _BAD))
+
+
+def _look(records, index, known_good=False):
+    """(row, None) of a record, or (None, why it cannot be read)."""
+    try:
+        row = records[index]
+        if not known_good:
+            preprocess.decode(tf.constant(row["image"]))
+    except OSError as error:
+        return None, error.strerror or str(error)
+    except tf.errors.OpError as error:
+        reason = error.message.split("}} ")[-1].split(" [Op:")[0]
+        return None, " ".join(reason.split())
+    return row, None
+
+
+def check(records, indices):
+    """Raises InputError with the name of the first unreadable image among some.
+
+    Args:
+      records: `Source.train` or `Source.eval`.
+      indices: which images to look at, in this order.
+    """
+    for index in indices:
+        _, reason = _look(records, int(index))
+        if reason:
+            raise InputError(
+                f"{records.name_of(int(index))} cannot be read ({reason}); mend or remove it, or"
+                " pass over such images by --skip_bad_images"
+            )

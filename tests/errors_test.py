@@ -1,0 +1,284 @@
+"""What a person does wrong, done to the real commands: one line that helps, and nothing written."""
+
+import concurrent.futures
+import json
+import pathlib
+
+import pytest
+import tensorflow as tf
+
+from deit_tf import checkpoint, config, optimizer, source
+
+NANO = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
+STUDENT = (
+    "--model=deit --image_size=8 --patch_size=4 --width=8 --depth=1 --heads=2 --num_classes=10"
+    " --nojit --run_dir={new} --data_dir={data}"
+)
+FOLDER = STUDENT.replace("--num_classes=10", "--num_classes=2 --batch_size=2")
+TAUGHT = f"train {STUDENT} --distillation=hard --teacher="
+# Nothing listens at port 9: as if there were no network.
+NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+
+# What is typed; what the line must say: what was given, what is allowed, what to do.
+CASES = {
+    "unknown flag": (f"train {STUDENT} --bach_size=3", "'bach_size'. Did you mean: batch_size"),
+    "no flag at all": (f"train {STUDENT} digits", "'digits' is not a flag; flags start with --"),
+    "missing flagfile": (
+        "train --flagfile={new}/none.flags",
+        "none.flags'; --help lists the flags",
+    ),
+    "no model": ("train --run_dir={new}", "no model: give --model=NAME"),
+    "unknown model": (
+        f"train {STUDENT} --model=deit_tiny_patch16",
+        "'deit_tiny_patch16' is not known; did you mean deit_tiny_patch16_224",
+    ),
+    "no run directory": ("train --model=deit", "no run directory; give --run_dir=DIR"),
+    "image size": (f"train {STUDENT} --image_size=30", "30 is not a multiple of patch_size 4"),
+    "alpha": (f"train {STUDENT} --alpha=1.5", "alpha is 1.5; it must be at most 1"),
+    "batch of none": (f"train {STUDENT} --batch_size=0", "batch_size is 0; it must be at least 1"),
+    "batch not divisible": (
+        f"train {STUDENT} --batch_size=33 --replicas=2",
+        "batch_size 33 is not a multiple of the 2 replicas",
+    ),
+    "batch too large": (
+        f"train {STUDENT} --batch_size=2048",
+        "batch_size is 2048, but there are 1400 training images",
+    ),
+    "number of classes": (
+        f"train {STUDENT} --num_classes=7",
+        "digits has 10 classes, num_classes is 7; give --num_classes=10",
+    ),
+    "no teacher": (f"train {STUDENT} --distillation=hard", "name a trained run by --teacher="),
+    "teacher is no run": (f"{TAUGHT}{{new}}", "is no run directory: it has no config.json"),
+    "teacher of other classes": (
+        f"{TAUGHT}{{world}}/other_teacher",
+        "the teacher has 3 classes, the student 10",
+    ),
+    "teacher with classes in another order": (
+        f"{TAUGHT}{{world}}/turned_teacher",
+        "are not the student's (0, 1, 2, …), or not in their order",
+    ),
+    "another backend": (f"train {STUDENT}", "KERAS_BACKEND is jax; commands need tensorflow"),
+    "unknown kind of data set": (
+        f"train {STUDENT} --dataset=imagenet",
+        "dataset is 'imagenet'; give digits, tfds:NAME as tfds:cifar10, or folder:PATH",
+    ),
+    "unknown data set": (
+        f"train {STUDENT} --dataset=tfds:cifar11",
+        "TFDS knows no data set 'cifar11'",
+    ),
+    "data set that needs a download": (
+        f"train {STUDENT} --dataset=tfds:cifar10",
+        "needs a download of 162.17 MiB; fetch it once by: python -m deit_tf.prepare",
+    ),
+    "a network needed and not there": (
+        "prepare --dataset=tfds:cifar10 --data_dir={new}",
+        "cifar10 needs a download of 162.17 MiB from www.cs.toronto.edu, which cannot be reached",
+    ),
+    "data set to be fetched by hand": (
+        "prepare --dataset=tfds:imagenet2012 --data_dir={new}",
+        "imagenet2012 has to be fetched by hand, into {new}/downloads/manual: manual_dir should",
+    ),
+    "nothing to prepare": (
+        "prepare --dataset=folder:{new} --data_dir={new}",
+        "give tfds:NAME, as tfds:cifar10 (a folder needs no preparation)",
+    ),
+    "unknown split": (
+        f"train {STUDENT} --eval_split=validation",
+        "digits/1.0.0 has no split 'validation'; it has train, test",
+    ),
+    "no folder": (f"train {FOLDER} --dataset=folder:{{new}}", "is not there; give the path of a"),
+    "empty folder": (f"train {FOLDER} --dataset=folder:{{world}}/empty", "there is no folder"),
+    "class missing in val": (
+        f"train {FOLDER} --dataset=folder:{{world}}/lacking",
+        "lacking/val lacks the class b, which",
+    ),
+    "class without images": (
+        f"train {FOLDER} --dataset=folder:{{world}}/hollow",
+        "hollow/train/b holds no images",
+    ),
+    "labels that do not fit": (
+        f"train {FOLDER} --dataset=folder:{{world}}/bad_train --labels={{world}}/names.txt",
+        "names.txt holds 3 names, but there are 2 classes",
+    ),
+    "unreadable training image": (
+        f"train {FOLDER} --dataset=folder:{{world}}/bad_train",
+        "bad_train/train/a/bad.jpg cannot be read (Input is empty.); mend or remove it",
+    ),
+    "unreadable evaluation image": (
+        f"train {FOLDER} --dataset=folder:{{world}}/bad_val",
+        "bad_val/val/a/bad.jpg cannot be read (Input is empty.); mend or remove it",
+    ),
+    "no permission for the run": (
+        f"train {STUDENT} --run_dir=/proc/run",
+        "run directory /proc/run cannot be written",
+    ),
+    "no permission for the data": (
+        f"train {STUDENT} --data_dir=/proc/data",
+        "digits cannot be prepared in /proc/data",
+    ),
+    "another run": (
+        f"train {STUDENT} --run_dir={{world}}/run --depth=2 --seed=1",
+        "holds another run (depth: 1 -> 2; batch_size: 16 -> 1024; seed: 0 -> 1",
+    ),
+    "half-written checkpoint": (
+        f"train {STUDENT} --batch_size=16 --run_dir={{world}}/cut_run",
+        "step_00000000 is damaged",
+    ),
+    "half-written run directory": (
+        f"train {STUDENT} --run_dir={{world}}/half_run",
+        "half_run/config.json cannot be read",
+    ),
+    "run directory without its configuration": (
+        f"train {STUDENT} --run_dir={{world}}/bare_run",
+        "bare_run is no run directory: it has no config.json",
+    ),
+    "nothing to evaluate": (
+        f"train {STUDENT} --eval_only",
+        "no last checkpoint yet; train it first",
+    ),
+    "evaluation of no run": ("evaluate --run_dir={new}", "is no run directory"),
+    "evaluation of an empty run": (
+        "evaluate --run_dir={world}/empty_run",
+        "has no last checkpoint yet; train it first",
+    ),
+    "evaluation of a half-written run": (
+        "evaluate --run_dir={world}/half_run",
+        "half_run/config.json cannot be read",
+    ),
+    "evaluation by other data": (
+        "evaluate --run_dir={world}/run --dataset=folder:{world}/bad_train",
+        "has other classes than {world}/run was trained on; --labels=FILE says what",
+    ),
+    "unknown checkpoint": (
+        "evaluate --run_dir={world}/run --checkpoint=first",
+        "checkpoint is 'first'; choose one of last, best",
+    ),
+    "unknown fusion": (
+        "evaluate --run_dir={world}/run --fusion=sum",
+        "fusion is 'sum'; choose one of logits, softmax",
+    ),
+}
+ENVIRONMENT = {
+    "another backend": {"KERAS_BACKEND": "jax"},
+    "a network needed and not there": NO_NETWORK,
+}
+# A run directory is begun before the first image is read; it holds its configuration alone.
+BEGUN = ("unreadable training image", "unreadable evaluation image")
+
+
+def _write_run(path, labels, facts, data_dir):
+    """A run directory with a checkpoint, as training on the digits writes it."""
+    network = config.network("deit", num_classes=len(labels), **NANO)
+    data = config.DataConfig(data_dir=str(data_dir), batch_size=16)
+    whole = config.Config("deit", network, data=data)
+    built = checkpoint.build_network(network)
+    adamw = optimizer.build(whole.optimizer, 16, 4, built.trainable_variables)
+    checkpoint.Run(path, whole, {**facts, "precision": "float32"}, labels).save(built, adamw)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, data_dir):
+    """Run directories and folders, whole and damaged."""
+    root = tmp_path_factory.mktemp("world")
+    facts = source.open_source(config.DataConfig(data_dir=str(data_dir))).facts
+    digits = [str(i) for i in range(10)]
+    for name in ("run", "cut_run", "half_run", "bare_run"):
+        _write_run(root / name, digits, facts, data_dir)
+    next(root.glob("cut_run/checkpoints/*/optimizer.npz")).unlink()
+    whole = (root / "half_run" / "config.json").read_text()
+    (root / "half_run" / "config.json").write_text(whole[: len(whole) // 2])
+    (root / "bare_run" / "config.json").unlink()
+    _write_run(root / "other_teacher", ["a", "b", "c"], facts, data_dir)
+    _write_run(root / "turned_teacher", digits[::-1], facts, data_dir)
+    (root / "empty_run").mkdir()
+    (root / "empty_run" / "config.json").write_bytes((root / "run" / "config.json").read_bytes())
+
+    png = tf.io.encode_png(tf.zeros((4, 4, 3), tf.uint8)).numpy()
+    for folder in ("lacking", "hollow", "bad_train", "bad_val"):
+        for split in ("train", "val"):
+            for name in "ab":
+                (root / folder / split / name).mkdir(parents=True)
+                (root / folder / split / name / "x.png").write_bytes(png)
+    (root / "lacking/val/b/x.png").unlink()
+    (root / "lacking/val/b").rmdir()
+    (root / "hollow/train/b/x.png").unlink()
+    (root / "bad_train/train/a/bad.jpg").touch()
+    (root / "bad_train/train/b/y.png").write_bytes(png)  # so that an epoch sees all four
+    (root / "bad_val/val/a/bad.jpg").touch()
+    (root / "empty").mkdir()
+    (root / "names.txt").write_text("one\ntwo\nthree\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def answers(world, data_dir, command, tmp_path_factory):
+    """What the commands answered, run two at a time; and which files they left."""
+
+    def answer(name):
+        places = {"world": world, "data": data_dir, "new": tmp_path_factory.mktemp("new") / "new"}
+        module, *flags = CASES[name][0].format(**places).split()
+        found = command(f"deit_tf.{module}", *flags, **ENVIRONMENT.get(name, {}))
+        return found, CASES[name][1].format(**places), places["new"]
+
+    before = _files(world)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = dict(zip(CASES, pool.map(answer, CASES), strict=True))
+    return found, before, _files(world)
+
+
+def _files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_says_in_one_line_what_to_do_and_writes_nothing(name, answers):
+    found, words, new = answers[0][name]
+    assert found.returncode == 1, found.stderr
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert words in last
+    assert "Traceback" not in found.stderr
+    assert not found.stdout
+    if name in BEGUN:
+        assert {path.name for path in new.iterdir()} <= {"config.json", "checkpoints", "logs"}
+        assert not list((new / "checkpoints").iterdir())
+    else:
+        assert not new.exists()
+
+
+def test_what_was_there_is_as_it_was(answers):
+    _, before, after = answers
+    changed = {
+        path.parent.name for path in {*before, *after} if before.get(path) != after.get(path)
+    }
+    assert changed <= {"world0", "cut_run"}  # of a run that goes on, config.json is written anew
+
+
+def test_debug_brings_the_traceback_back(world, command):
+    found = command("deit_tf.evaluate", f"--run_dir={world / 'empty_run'}", "--debug")
+    assert found.returncode == 1
+    assert "Traceback" in found.stderr
+    assert "has no last checkpoint yet" in found.stderr
+
+
+def test_a_run_goes_on_with_what_is_free(world, data_dir, command, tmp_path):
+    """Where the data lies, the number of replicas, XLA: none of them is what a run is."""
+    flags = [*STUDENT.format(new=tmp_path / "run", data=data_dir).split(), "--batch_size=100"]
+    flags += ["--epochs=1", "--lr_schedule=constant", "--warmup_epochs=0"]
+    first = command("deit_tf.train", *flags)
+    assert first.returncode == 0, first.stderr
+    moved = tmp_path / "elsewhere"
+    moved.symlink_to(data_dir)
+    flags[flags.index("--epochs=1")] = "--epochs=2"
+    flags += [f"--data_dir={moved}", "--replicas=2", "--labels="]
+    second = command("deit_tf.train", *flags)
+    assert second.returncode == 0, second.stderr
+    history = (tmp_path / "run" / "history.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in history] == ["epoch", "1", "2"]
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (stored["data"]["data_dir"], stored["run"]["replicas"]) == (str(moved), 2)
+    only = command("deit_tf.train", *flags, "--eval_only")
+    assert only.stdout == second.stdout
+    assert (tmp_path / "run" / "history.csv").read_text().splitlines() == history
+    assert pathlib.Path(tmp_path / "run" / "curves.png").exists()
