@@ -1,25 +1,10 @@
-"""Run directories: what a run is, where it stands, how to go on and how to load it.
-
-config.json            the configuration, the data's facts, class names, versions
-history.csv            one row an epoch
-curves.png             the same as a picture
-logs/                  TensorBoard events
-best.weights.h5        the network at its best evaluation accuracy
-checkpoints/step_N/    the newest state, whole or not there at all:
-    network.weights.h5   the network
-    average.weights.h5   the moving average of its weights, where there is one
-    optimizer.npz        the optimizer's variables
-    state.json           epoch, step, best accuracy, history
-"""
+"""Networks and runs on disk: build, load, save, go on. The files: see `rundir`."""
 
 import csv
-import hashlib
-import importlib.metadata
 import io
 import json
 import os
 import pathlib
-import platform
 import shutil
 import zipfile
 
@@ -27,11 +12,8 @@ import keras
 import numpy as np
 
 from deit_tf import config as configuration
-from deit_tf import curves, model, regnet
+from deit_tf import curves, model, regnet, rundir
 from deit_tf.config import InputError
-
-_CHOICES = ("last", "best")
-_WEIGHTS, _AVERAGE = "network.weights.h5", "average.weights.h5"
 
 
 def build_network(facts):
@@ -48,45 +30,6 @@ def build_network(facts):
     return regnet.build_regnety(facts)
 
 
-def read_config(run_dir):
-    """What config.json says: {"config", "facts", "labels", "versions"}.
-
-    Raises:
-      InputError: no such run, or a file that is not whole.
-    """
-    path = pathlib.Path(run_dir) / "config.json"
-    try:
-        record = json.loads(path.read_text())
-        known = {name: record[name] for name in ("facts", "labels", "versions")}
-        return {"config": configuration.from_json(record["config"]), **known}
-    except FileNotFoundError as error:
-        raise InputError(f"{run_dir} is no run directory: it has no config.json") from error
-    except (json.JSONDecodeError, KeyError, TypeError, OSError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def weights_path(run_dir, which="last"):
-    """The file that holds a run's weights; those of the moving average where there is one.
-
-    Args:
-      run_dir: the run directory.
-      which: "last", or "best" by top-1 accuracy of the fused heads on the evaluation images.
-
-    Raises:
-      InputError: there is none yet.
-    """
-    if which not in _CHOICES:
-        raise InputError(f"checkpoint is {which!r}; choose one of {', '.join(_CHOICES)}")
-    if which == "best":
-        path = pathlib.Path(run_dir) / "best.weights.h5"
-    else:
-        folder = [pathlib.Path(run_dir), *_steps(pathlib.Path(run_dir))][-1]
-        path = folder / (_AVERAGE if (folder / _AVERAGE).exists() else _WEIGHTS)
-    if not path.is_file():
-        raise InputError(f"{run_dir} has no {which} checkpoint yet; train it first")
-    return path
-
-
 def load(run_dir, which="last"):
     """The network of a run with its weights.
 
@@ -100,8 +43,8 @@ def load(run_dir, which="last"):
     Raises:
       InputError: no such run, no checkpoint yet, or files that do not fit together.
     """
-    network = build_network(read_config(run_dir)["config"].network)
-    path = weights_path(run_dir, which)
+    network = build_network(rundir.read_config(run_dir)["config"].network)
+    path = rundir.weights_path(run_dir, which)
     try:
         network.load_weights(path)
     except (OSError, ValueError) as error:
@@ -109,79 +52,23 @@ def load(run_dir, which="last"):
     return network
 
 
-def digest(path):
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _steps(run_dir):
-    """Folders of whole checkpoints, oldest first."""
-    return sorted((run_dir / "checkpoints").glob("step_*[0-9]"))
-
-
-def _write(path, text):
-    """Writes a text file whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
-
-
 class Run:
     """One run directory, opened to be trained in.
 
-    config.json always says what the last start said: facts that are free may have changed.
-
     Args:
-      run_dir: made if it is not there; a run with the same configuration goes on. One without a
-        checkpoint holds nothing yet, and is taken over.
+      run_dir: made if it is not there; a run with the same configuration goes on.
       config: the `config.Config`.
       facts: what identifies data and teacher, JSON values.
       labels: names of the classes.
 
     Raises:
-      InputError: the directory holds a run with another configuration, or other facts, or it
-        cannot be written.
+      InputError: the directory holds another run, or it cannot be written.
     """
 
     def __init__(self, run_dir, config, facts, labels):
         self.path = pathlib.Path(run_dir)
         self.epoch, self.step, self.best, self.history = 0, 0, -1.0, []
-        facts = json.loads(json.dumps(facts))
-        if self.is_started:
-            self._check_same(config, facts)
-        record = {
-            "config": configuration.to_json(config),
-            "facts": facts,
-            "labels": list(labels),
-            "versions": _versions(),
-        }
-        try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            _write(self.path / "config.json", json.dumps(record, indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"run directory {run_dir} cannot be written: {error}") from error
-
-    @property
-    def is_started(self):
-        """Whether there is a checkpoint."""
-        return bool(_steps(self.path))
-
-    def _check_same(self, config, facts):
-        """Raises InputError where the directory holds another run."""
-        stored = read_config(self.path)
-        found = configuration.differences(stored["config"], config)
-        before = stored["facts"]
-        found += [
-            f"{key}: {before.get(key)} -> {facts.get(key)}"
-            for key in sorted({*before, *facts})
-            if before.get(key) != facts.get(key)
-        ]
-        if found:
-            raise InputError(
-                f"{self.path} holds another run ({'; '.join(found)}); give another --run_dir, or"
-                " remove it"
-            )
+        rundir.begin(run_dir, config, facts, labels)
 
     def restore(self, network, optimizer, average=None):
         """Puts the newest checkpoint, if any, into network, optimizer and average.
@@ -194,13 +81,13 @@ class Run:
         Raises:
           InputError: a file of the checkpoint is damaged.
         """
-        steps = _steps(self.path)
+        steps = rundir.steps(self.path)
         if not steps:
             return
         try:
-            network.load_weights(steps[-1] / _WEIGHTS)
+            network.load_weights(steps[-1] / rundir.WEIGHTS)
             if average:
-                average.load_weights(steps[-1] / _AVERAGE)
+                average.load_weights(steps[-1] / rundir.AVERAGE)
             with open(steps[-1] / "optimizer.npz", "rb") as file, np.load(file) as stored:
                 optimizer.load_own_variables(dict(stored))
             state = json.loads((steps[-1] / "state.json").read_text())
@@ -216,18 +103,18 @@ class Run:
         part = final.with_name("writing")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        network.save_weights(part / _WEIGHTS)
+        network.save_weights(part / rundir.WEIGHTS)
         if average:
-            average.save_weights(part / _AVERAGE)
+            average.save_weights(part / rundir.AVERAGE)
         store = {}
         optimizer.save_own_variables(store)
         np.savez(part / "optimizer.npz", **store)
         names = ("epoch", "step", "best", "history")
-        _write(
+        rundir.write(
             part / "state.json",
             json.dumps({name: getattr(self, name) for name in names}),
         )
-        older = _steps(self.path)
+        older = rundir.steps(self.path)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(part, final)
         for folder in older:
@@ -249,7 +136,7 @@ class Run:
         table = csv.DictWriter(text, names, lineterminator="\n")
         table.writeheader()
         table.writerows(self.history)
-        _write(self.path / "history.csv", text.getvalue())
+        rundir.write(self.path / "history.csv", text.getvalue())
 
     def draw_curves(self):
         """Draws curves.png anew from the history."""
@@ -283,13 +170,6 @@ class SaveRun(keras.callbacks.Callback):
         run.save(pair.student, pair.optimizer, pair.average and pair.average.network)
         run.write_history()
         run.draw_curves()
-
-
-def _versions():
-    """Versions of what decides over numbers."""
-    packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    return {"python": platform.python_version(), **found}
 
 
 def describe(network):

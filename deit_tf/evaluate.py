@@ -25,26 +25,30 @@ def evaluate(run_dir, which="last", fusion=None, **changes):
       InputError: no such run, its data is not there or has other classes, or an image that cannot
         be read.
     """
-    # TensorFlow takes seconds to import; --help and a wrong flag should not wait for it.
-    import tensorflow as tf
+    # What can be wrong is looked for before TensorFlow is imported, which takes seconds.
+    from deit_tf import rundir, source
 
-    from deit_tf import checkpoint, dataset, devices, distiller, progress, readable, source
-
-    record = checkpoint.read_config(run_dir)
+    record = rundir.read_config(run_dir)
+    rundir.weights_path(run_dir, which)  # an error where there is none
     config = record["config"]
     run = dataclasses.replace(config.run, fusion=fusion or config.run.fusion)
     data = dataclasses.replace(config.data, **changes)
     config = dataclasses.replace(config, data=data, run=run)
+    data = source.open_source(config.data, training=False)
+    if list(data.labels) != record["labels"]:
+        raise InputError(
+            f"{data.name} has other classes than {run_dir} was trained on; --labels=FILE says"
+            " what its classes are called"
+        )
+
+    import tensorflow as tf
+
+    from deit_tf import checkpoint, dataset, devices, distiller, progress, readable
+
     devices.set_precision(config.run.precision)
     strategy = devices.strategy()
     with strategy.scope():
         network = checkpoint.load(run_dir, which)
-        data = source.open_source(config.data, training=False)
-        if list(data.labels) != record["labels"]:
-            raise InputError(
-                f"{data.name} has other classes than {run_dir} was trained on; --labels=FILE says"
-                " what its classes are called"
-            )
         batches = dataset.eval_batches(data.eval, config)
         bar = progress.EvaluationBar(int(batches.cardinality()))
         try:

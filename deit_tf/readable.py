@@ -4,9 +4,7 @@ import concurrent.futures
 import logging
 
 import numpy as np
-import tensorflow as tf
 
-from deit_tf import preprocess
 from deit_tf.config import InputError
 
 _UNKNOWN, _GOOD, _BAD = 0, 1, 2
@@ -67,6 +65,10 @@ class Readable:
 
 def _look(records, index, known_good=False):
     """(row, None) of a record, or (None, why it cannot be read)."""
+    import tensorflow as tf  # seconds, which a folder that is not there need not wait for
+
+    from deit_tf import preprocess
+
     try:
         row = records[index]
         if not known_good:

@@ -1,6 +1,6 @@
 """The teacher: a trained network, frozen, that normalises its own input."""
 
-from deit_tf import checkpoint
+from deit_tf import rundir
 from deit_tf.config import InputError
 
 
@@ -19,6 +19,8 @@ def load_teacher(config):
     """
     if config.distillation == "none":
         return None
+    from deit_tf import checkpoint  # seconds of Keras, which `facts` need not wait for
+
     network = checkpoint.load(config.teacher)
     network.trainable = False
     return network
@@ -39,10 +41,12 @@ def facts(config, labels):
     """
     if config.distillation == "none":
         return {}
-    theirs = checkpoint.read_config(config.teacher)["labels"]
+    theirs = rundir.read_config(config.teacher)["labels"]
+    if len(theirs) != len(labels):
+        raise InputError(f"the teacher has {len(theirs)} classes, the student {len(labels)}")
     if theirs != list(labels):
         raise InputError(
             f"the teacher's classes ({', '.join(theirs[:3])}, …) are not the student's"
             f" ({', '.join(labels[:3])}, …), or not in their order"
         )
-    return {"teacher_sha256": checkpoint.digest(checkpoint.weights_path(config.teacher))}
+    return {"teacher_sha256": rundir.digest(rundir.weights_path(config.teacher))}

@@ -26,18 +26,26 @@ def train(config, run_dir, eval_only=False):
       InputError: something that was given does not fit; nothing has been written. Or an image
         that cannot be read.
     """
-    # TensorFlow takes seconds to import; --help and a wrong flag should not wait for it.
+    # What can be wrong is looked for before TensorFlow is imported, which takes seconds.
+    from deit_tf import rundir, source, teacher
+
+    data = source.open_source(config.data)
+    _check_classes(config, data)
+    facts = {**data.facts, **teacher.facts(config.distill, data.labels)}
+    rundir.check_same(run_dir, config, facts)
+    if eval_only:
+        rundir.weights_path(run_dir)  # an error where there is none yet
+
     import keras
 
-    from deit_tf import checkpoint, dataset, devices, distiller, optimizer, source, teacher
+    from deit_tf import checkpoint, dataset, devices, distiller, optimizer
     from deit_tf import progress as progressing
 
     strategy = devices.strategy(config.run.replicas)
     keras.utils.set_random_seed(config.run.seed)
-    precision = devices.set_precision(config.run.precision)
-    _greet(config, strategy, precision, devices.idle_gpu())
-    data = source.open_source(config.data)
-    _check_fit(config, data, strategy.num_replicas_in_sync)
+    facts["precision"] = devices.set_precision(config.run.precision)
+    _greet(config, strategy, facts["precision"], devices.idle_gpu())
+    _check_batch(config, strategy.num_replicas_in_sync)
     steps = dataset.steps_per_epoch(data.train, config.data.batch_size)
 
     with strategy.scope():
@@ -54,10 +62,6 @@ def train(config, run_dir, eval_only=False):
         pair = distiller.Distiller(student, config.distill, taught_by, fusion, average)
         pair.compile(adamw, jit_compile=config.run.jit)
 
-    facts = {**data.facts, **teacher.facts(config.distill, data.labels)}
-    facts["precision"] = precision
-    if eval_only:
-        checkpoint.weights_path(run_dir)  # an error where there is none yet
     run = checkpoint.Run(run_dir, config, facts, data.labels)
     run.restore(student, adamw, average and average.network)
     logging.info("%s, on %s", checkpoint.describe(student), facts)
@@ -124,14 +128,18 @@ def _greet(config, strategy, precision, warning):
         logging.warning(warning)
 
 
-def _check_fit(config, data, replicas):
-    """Raises InputError where data, network and machine do not fit together."""
+def _check_classes(config, data):
+    """Raises InputError where data and network have different numbers of classes."""
     classes, ours = len(data.labels), config.network.num_classes
     if classes != ours:
         raise InputError(
             f"{data.name} has {classes} classes, num_classes is {ours}; give"
             f" --num_classes={classes}"
         )
+
+
+def _check_batch(config, replicas):
+    """Raises InputError where a batch cannot be shared out evenly."""
     if config.data.batch_size % replicas:
         raise InputError(
             f"batch_size {config.data.batch_size} is not a multiple of the {replicas} replicas"

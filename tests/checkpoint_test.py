@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from deit_tf import checkpoint, config, optimizer
+from deit_tf import checkpoint, config, optimizer, rundir
 
 NANO = config.network(
     "deit", num_classes=3, image_size=8, patch_size=4, width=8, depth=1, heads=2, distilled=True
@@ -88,7 +88,7 @@ def test_config_json_says_it_all(tmp_path):
     assert record["facts"] == FACTS
     assert record["labels"] == ["a", "b", "c"]
     assert record["versions"]["keras"] == keras.__version__
-    assert checkpoint.read_config(tmp_path / "run")["config"] == CONFIG
+    assert rundir.read_config(tmp_path / "run")["config"] == CONFIG
 
 
 def test_refuses_a_directory_of_another_run(tmp_path):
@@ -106,14 +106,14 @@ def test_refuses_a_directory_of_another_run(tmp_path):
         distill=config.DistillConfig(teacher="moved"),
     )
     _run(tmp_path, moved)  # where data and teacher lie may change
-    assert checkpoint.read_config(tmp_path / "run")["config"] == moved
+    assert rundir.read_config(tmp_path / "run")["config"] == moved
 
 
 def test_a_directory_without_a_checkpoint_holds_nothing_yet(tmp_path):
     _run(tmp_path)
     other = config.Config("deit", config.network("deit", depth=2))
     _run(tmp_path, other)
-    assert checkpoint.read_config(tmp_path / "run")["config"] == other
+    assert rundir.read_config(tmp_path / "run")["config"] == other
 
 
 def test_keeps_the_average_beside_the_weights_and_loads_it(tmp_path):
@@ -149,7 +149,7 @@ def test_refuses_weights_that_do_not_fit(tmp_path):
     network, adamw = _pair()
     run = _run(tmp_path)
     run.save(network, adamw)
-    path = checkpoint.weights_path(tmp_path / "run")
+    path = rundir.weights_path(tmp_path / "run")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(config.InputError, match=r"does not fit its config\.json"):
         checkpoint.load(tmp_path / "run")

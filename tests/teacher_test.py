@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from deit_tf import checkpoint, config, optimizer, teacher
+from deit_tf import checkpoint, config, optimizer, rundir, teacher
 
 TINY = config.network("regnety_tiny", num_classes=3, depth=1)
 
@@ -27,7 +27,7 @@ def test_loads_the_network_frozen(taught_by):
 
 def test_is_known_by_its_digest(taught_by):
     _, facts = taught_by
-    digest = checkpoint.digest(checkpoint.weights_path(facts.teacher))
+    digest = rundir.digest(rundir.weights_path(facts.teacher))
     assert teacher.facts(facts, ("a", "b", "c")) == {"teacher_sha256": digest}
 
 

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from deit_tf import checkpoint
+from deit_tf import checkpoint, rundir
 
 CONFIGS = "deit_tf/configs"
 TEACHER = ["--depth=2", "--initial_width=16", "--slope=16", "--group_width=16", "--epochs=2"]
@@ -56,8 +56,8 @@ def test_prints_and_stores_the_checksum_of_the_split(runs):
     checksum = stored["facts"]["split_sha256"]
     assert len(checksum) == 64
     assert checksum in answers["distilled"].stderr
-    teacher = checkpoint.weights_path(folder / "teacher")
-    assert stored["facts"]["teacher_sha256"] == checkpoint.digest(teacher)
+    teacher = rundir.weights_path(folder / "teacher")
+    assert stored["facts"]["teacher_sha256"] == rundir.digest(teacher)
 
 
 def test_run_directory_holds_what_it_should(runs):
@@ -75,7 +75,7 @@ def test_run_directory_holds_what_it_should(runs):
 
 def test_the_teacher_is_not_saved_with_the_student(runs):
     folder, _ = runs
-    path = checkpoint.weights_path(folder / "distilled")
+    path = rundir.weights_path(folder / "distilled")
     items = []
     with h5py.File(path) as file:
         file.visititems(lambda name, item: items.append(item))

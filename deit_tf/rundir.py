@@ -1,0 +1,144 @@
+"""A run directory: what a run is and where it stands. Standard library only.
+
+config.json            the configuration, the data's facts, class names, versions
+history.csv            one row an epoch
+curves.png             the same as a picture
+logs/                  TensorBoard events
+best.weights.h5        the network at its best evaluation accuracy
+checkpoints/step_N/    the newest state, whole or not there at all:
+    network.weights.h5   the network
+    average.weights.h5   the moving average of its weights, where there is one
+    optimizer.npz        the optimizer's variables
+    state.json           epoch, step, best accuracy, history
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+
+from deit_tf import config as configuration
+from deit_tf.config import InputError
+
+WEIGHTS, AVERAGE = "network.weights.h5", "average.weights.h5"
+_CHOICES = ("last", "best")
+
+
+def read_config(run_dir):
+    """What config.json says: {"config", "facts", "labels", "versions"}.
+
+    Raises:
+      InputError: no such run, or a file that is not whole.
+    """
+    path = pathlib.Path(run_dir) / "config.json"
+    try:
+        record = json.loads(path.read_text())
+        known = {name: record[name] for name in ("facts", "labels", "versions")}
+        return {"config": configuration.from_json(record["config"]), **known}
+    except FileNotFoundError as error:
+        raise InputError(f"{run_dir} is no run directory: it has no config.json") from error
+    except (json.JSONDecodeError, KeyError, TypeError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def weights_path(run_dir, which="last"):
+    """The file that holds a run's weights; those of the moving average where there is one.
+
+    Args:
+      run_dir: the run directory.
+      which: "last", or "best" by top-1 accuracy of the fused heads on the evaluation images.
+
+    Raises:
+      InputError: there is none yet.
+    """
+    if which not in _CHOICES:
+        raise InputError(f"checkpoint is {which!r}; choose one of {', '.join(_CHOICES)}")
+    if which == "best":
+        path = pathlib.Path(run_dir) / "best.weights.h5"
+    else:
+        folder = [pathlib.Path(run_dir), *steps(run_dir)][-1]
+        path = folder / (AVERAGE if (folder / AVERAGE).exists() else WEIGHTS)
+    if not path.is_file():
+        raise InputError(f"{run_dir} has no {which} checkpoint yet; train it first")
+    return path
+
+
+def digest(path):
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def steps(run_dir):
+    """Folders of whole checkpoints, oldest first."""
+    return sorted((pathlib.Path(run_dir) / "checkpoints").glob("step_*[0-9]"))
+
+
+def write(path, text):
+    """Writes a text file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(text)
+    os.replace(part, path)
+
+
+def begin(run_dir, config, facts, labels):
+    """Makes a run directory, or finds it made; config.json says what this start says.
+
+    Args:
+      run_dir: the run directory.
+      config: the `config.Config`; what is free in it may differ from the last start's.
+      facts: what identifies data and teacher, JSON values.
+      labels: names of the classes.
+
+    Raises:
+      InputError: it holds another run, or cannot be written.
+    """
+    check_same(run_dir, config, facts)
+    path = pathlib.Path(run_dir)
+    record = {
+        "config": configuration.to_json(config),
+        "facts": facts,
+        "labels": list(labels),
+        "versions": _versions(),
+    }
+    try:
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        write(path / "config.json", json.dumps(record, indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"run directory {run_dir} cannot be written: {error}") from error
+
+
+def check_same(run_dir, config, facts):
+    """Raises InputError where the directory holds another run.
+
+    A directory without a checkpoint holds nothing yet.
+
+    Args:
+      run_dir: the run directory, which need not be there.
+      config: the `config.Config` to go on with.
+      facts: what identifies data and teacher, as far as it is known.
+    """
+    if not steps(run_dir):
+        return
+    stored = read_config(run_dir)
+    found = configuration.differences(stored["config"], config)
+    before, facts = stored["facts"], json.loads(json.dumps(facts))
+    found += [
+        f"{name}: {before.get(name)} -> {value}"
+        for name, value in facts.items()
+        if before.get(name) != value
+    ]
+    if found:
+        raise InputError(
+            f"{run_dir} holds another run ({'; '.join(found)}); give another --run_dir, or remove"
+            " it"
+        )
+
+
+def _versions():
+    """Versions of what decides over numbers."""
+    packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    return {"python": platform.python_version(), **found}
