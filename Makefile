@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 RUNS ?= runs
 SEED ?= 0
-WORKERS := -n auto --maxprocesses=4 --dist=loadfile
+WORKERS := -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 .PHONY: train test test-all gpu-check lint
 

@@ -21,6 +21,16 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
+# The longest files first, so that several workers end together.
+LONGEST = ("errors_test", "train_test", "source_test", "distiller_test", "readable_test")
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the longest files first; the order within a file stays."""
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(autouse=True)
 def _float32():
     """Every test starts in float32, whatever the one before has set."""

@@ -3,7 +3,7 @@ import pytest
 import tensorflow as tf
 from sklearn import datasets
 
-from deit_tf import config, dataset, digits
+from deit_tf import config, digits, source
 
 
 def test_split_is_fixed_and_stratified():
@@ -17,14 +17,14 @@ def test_split_is_fixed_and_stratified():
 
 
 @pytest.fixture
-def source(data_dir):
-    return dataset.open_source(config.DataConfig(data_dir=str(data_dir)))
+def opened(data_dir):
+    return source.open_source(config.DataConfig(data_dir=str(data_dir)))
 
 
-def test_holds_the_images_of_scikit_learn(source):
+def test_holds_the_images_of_scikit_learn(opened):
     raw = datasets.load_digits()
     train, test = digits.split(raw.target)
-    for records, indices in ((source.train, train), (source.eval, test)):
+    for records, indices in ((opened.train, train), (opened.eval, test)):
         rows = records.__getitems__(list(range(len(records))))
         found = sorted((r["label"], tf.io.decode_png(r["image"]).numpy().tobytes()) for r in rows)
         pixels = np.round(raw.images[indices] * (255 / 16)).astype(np.uint8)
@@ -33,6 +33,11 @@ def test_holds_the_images_of_scikit_learn(source):
         assert found == expected
 
 
-def test_source_says_what_it_is(source):
-    assert source.labels == tuple("0123456789")
-    assert source.facts == {"dataset": "digits/1.0.0", "split_sha256": digits.SPLIT_SHA256}
+def test_source_says_what_it_is(opened):
+    assert opened.labels == tuple("0123456789")
+    assert opened.facts == {
+        "dataset": "digits/1.0.0",
+        "train_images": 1400,
+        "eval_images": 397,
+        "split_sha256": digits.SPLIT_SHA256,
+    }
