@@ -7,6 +7,7 @@ of the network have no default of their own: unset means "as the model's row in 
 import dataclasses
 import os
 import sys
+import traceback
 
 from absl import app, flags
 
@@ -159,16 +160,26 @@ def run(main):
                 )
             return main(argv)
         except config.InputError as error:
-            if FLAGS.debug:
-                raise
-            return f"error: {error}"  # sys.exit() prints it on stderr and exits with 1
+            _leave(1, traceback.format_exc() if FLAGS.debug else f"error: {error}\n")
         except KeyboardInterrupt:
-            if FLAGS.debug:
-                raise
-            sys.stderr.write("stopped; the same command goes on with what is saved\n")
-            return 130
+            text = "stopped; the same command goes on with what is saved\n"
+            _leave(130, traceback.format_exc() if FLAGS.debug else text)
+        except Exception:  # ours: the traceback is for whoever mends it
+            _leave(1, traceback.format_exc())
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _leave(code, text):
+    """Ends a command that failed.
+
+    Not by taking Python down: a thread of tf.data that is about to call into Python then waits for
+    ever, and the process with it.
+    """
+    sys.stdout.flush()
+    sys.stderr.write(text)
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _parse(argv):

@@ -10,6 +10,7 @@ from deit_tf.config import InputError
 
 # BMP is left out on purpose: TensorFlow decodes those with a palette wrongly, and silently.
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif")
+_SUFFIXES = tuple(suffix.encode() for suffix in SUFFIXES)
 _EVAL_FOLDERS = ("val", "validation", "test")
 _HINT = (
     "give --train_split and --eval_split, or hold a part of the images out by --eval_fraction=0.1"
@@ -128,7 +129,9 @@ def _eval_root(root, eval_split):
 
 def _find(root):
     """{class: bytes [n], paths within its folder} and the number of files that are no images."""
-    names = sorted(entry.name for entry in _scan(root) if entry.is_dir() and _shown(entry))
+    names = sorted(
+        entry.name for entry in _scan(root) if entry.is_dir() and not entry.name.startswith(".")
+    )
     if not names:
         raise InputError(f"{root} holds no class folders; put the images of each class in a folder")
     files, skipped = {}, 0
@@ -149,27 +152,25 @@ def _scan(folder):
         with os.scandir(folder) as entries:
             return list(entries)
     except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
-
-
-def _shown(entry):
-    return not entry.name.startswith(".")
+        raise InputError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from error
 
 
 def _images(folder):
     """Sorted paths of the images below a folder, bytes [n], and the number of other files."""
-    found, others, left = [], 0, [""]
+    found, others, left = [], 0, [b""]
     while left:
         below = left.pop()
-        for entry in filter(_shown, _scan(os.path.join(folder, below))):
-            path = os.path.join(below, entry.name)
+        for entry in _scan(os.path.join(os.fsencode(folder), below)):
+            name = entry.name
+            if name.startswith(b"."):
+                continue
             if entry.is_dir():
-                left.append(path)
-            elif entry.name.lower().endswith(SUFFIXES):
-                found.append(path)
+                left.append(os.path.join(below, name))
+            elif name.lower().endswith(_SUFFIXES):
+                found.append(os.path.join(below, name) if below else name)
             else:
                 others += 1
-    return np.array(sorted(os.fsencode(path) for path in found), np.bytes_), others
+    return np.array(sorted(found), np.bytes_), others
 
 
 def _held_out(name, files, fraction):
