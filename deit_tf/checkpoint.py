@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import math
 import os
 import pathlib
 import shutil
+import time
 import zipfile
 
 import keras
@@ -14,6 +16,8 @@ import numpy as np
 from deit_tf import config as configuration
 from deit_tf import curves, model, regnet, rundir
 from deit_tf.config import InputError
+
+_SECONDS_BETWEEN_CURVES = 60  # a drawing takes one
 
 
 def build_network(facts):
@@ -154,7 +158,7 @@ class SaveRun(keras.callbacks.Callback):
 
     def __init__(self, run):
         super().__init__()
-        self.run = run
+        self.run, self.drawn = run, -math.inf
 
     def on_epoch_end(self, epoch, logs=None):
         """Notes the epoch, saves and draws; the best is judged by val_fused_top1."""
@@ -169,7 +173,13 @@ class SaveRun(keras.callbacks.Callback):
             run.save_best(pair.evaluated)
         run.save(pair.student, pair.optimizer, pair.average and pair.average.network)
         run.write_history()
-        run.draw_curves()
+        if time.monotonic() - self.drawn > _SECONDS_BETWEEN_CURVES:
+            run.draw_curves()
+            self.drawn = time.monotonic()
+
+    def on_train_end(self, logs=None):
+        """Draws the whole of it."""
+        self.run.draw_curves()
 
 
 def describe(network):

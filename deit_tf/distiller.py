@@ -73,11 +73,6 @@ class Distiller(keras.Model):
         return self.average.network if self.average else self.student
 
     @property
-    def evaluated(self):
-        """The network that is evaluated and saved as the best: the average where there is one."""
-        return self.average.network if self.average else self.student
-
-    @property
     def metrics(self):
         """The metrics of what runs now: those of training, or those of evaluation."""
         return list((self.eval_means if self.evaluating else self.train_means).values())
