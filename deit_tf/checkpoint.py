@@ -57,22 +57,15 @@ def load(run_dir, which="last"):
 
 
 class Run:
-    """One run directory, opened to be trained in.
+    """Where a run stands, and its checkpoints.
 
     Args:
-      run_dir: made if it is not there; a run with the same configuration goes on.
-      config: the `config.Config`.
-      facts: what identifies data and teacher, JSON values.
-      labels: names of the classes.
-
-    Raises:
-      InputError: the directory holds another run, or it cannot be written.
+      run_dir: the run directory, made by `rundir.begin`.
     """
 
-    def __init__(self, run_dir, config, facts, labels):
+    def __init__(self, run_dir):
         self.path = pathlib.Path(run_dir)
         self.epoch, self.step, self.best, self.history = 0, 0, -1.0, []
-        rundir.begin(run_dir, config, facts, labels)
 
     def restore(self, network, optimizer, average=None):
         """Puts the newest checkpoint, if any, into network, optimizer and average.
@@ -95,11 +88,10 @@ class Run:
             with open(steps[-1] / "optimizer.npz", "rb") as file, np.load(file) as stored:
                 optimizer.load_own_variables(dict(stored))
             state = json.loads((steps[-1] / "state.json").read_text())
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{steps[-1]} is damaged: {error}; remove it to start anew") from error
         for name, value in state.items():
             setattr(self, name, value)
-        self.write_history()  # a kill may have come between the checkpoint and its row
 
     def save(self, network, optimizer, average=None):
         """Writes the state as the newest checkpoint and drops those before it."""
@@ -144,6 +136,8 @@ class Run:
 
     def draw_curves(self):
         """Draws curves.png anew from the history."""
+        if not self.history:
+            return
         part = self.path / "curves.png.part"
         curves.draw(self.history).savefig(part, format="png", dpi=80)
         os.replace(part, self.path / "curves.png")
@@ -154,11 +148,19 @@ class SaveRun(keras.callbacks.Callback):
 
     Args:
       run: a `Run`.
+
+    Raises:
+      InputError: it can no longer be written.
     """
 
     def __init__(self, run):
         super().__init__()
         self.run, self.drawn = run, -math.inf
+
+    def on_train_begin(self, logs=None):
+        """Mends what a kill left behind its checkpoint."""
+        self.run.write_history()
+        self.run.draw_curves()
 
     def on_epoch_end(self, epoch, logs=None):
         """Notes the epoch, saves and draws; the best is judged by val_fused_top1."""
@@ -166,16 +168,19 @@ class SaveRun(keras.callbacks.Callback):
         values = {name: float(value) for name, value in (logs or {}).items()}
         number = keras.ops.convert_to_numpy  # of one replica's copy, where there are several
         run.epoch, run.step = epoch + 1, int(number(pair.optimizer.iterations))
-        rate = float(number(pair.optimizer.learning_rate))
+        rate = float(pair.optimizer.rate_at(run.step - 1))
         run.history.append({"epoch": epoch + 1, "step": run.step, "lr": rate, **values})
-        if values["val_fused_top1"] > run.best:
-            run.best = values["val_fused_top1"]
-            run.save_best(pair.evaluated)
-        run.save(pair.student, pair.optimizer, pair.average and pair.average.network)
-        run.write_history()
-        if time.monotonic() - self.drawn > _SECONDS_BETWEEN_CURVES:
-            run.draw_curves()
-            self.drawn = time.monotonic()
+        try:
+            if values["val_fused_top1"] > run.best:
+                run.best = values["val_fused_top1"]
+                run.save_best(pair.evaluated)
+            run.save(pair.student, pair.optimizer, pair.average and pair.average.network)
+            run.write_history()
+            if time.monotonic() - self.drawn > _SECONDS_BETWEEN_CURVES:
+                run.draw_curves()
+                self.drawn = time.monotonic()
+        except OSError as error:
+            raise InputError(f"{run.path} can no longer be written: {error}") from error
 
     def on_train_end(self, logs=None):
         """Draws the whole of it."""

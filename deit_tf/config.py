@@ -42,7 +42,7 @@ def fact(
       above: exclusive lower bound, or None.
       at_most: largest allowed number, inclusive, or None.
       free: whether the value may change when a run is started again in its directory; True, False
-        (it is part of what the run is), or a function of the section that answers so.
+        (it is part of what the run is), or a function of the old and the new section that answers.
 
     Returns:
       A `dataclasses.Field`.
@@ -64,7 +64,7 @@ def _check(field, value):
     number = field.type in (int, float)
     if isinstance(value, bool) != (field.type is bool):
         raise InputError(f"{name} is {value!r}; it must be a {field.type.__name__}")
-    if number and not (isinstance(value, (int, float)) and math.isfinite(value)):
+    if number and not (isinstance(value, int) or _is_finite(value)):
         raise InputError(f"{name} is {value!r}; it must be a finite number")
     if field.type is int and not isinstance(value, int):
         raise InputError(f"{name} is {value!r}; it must be a whole number")
@@ -78,6 +78,10 @@ def _check(field, value):
         raise InputError(f"{name} is {value}; it must be above {rule['above']}")
     if rule["at_most"] is not None and value > rule["at_most"]:
         raise InputError(f"{name} is {value}; it must be at most {rule['at_most']}")
+
+
+def _is_finite(value):
+    return isinstance(value, float) and math.isfinite(value)
 
 
 class _Facts:
@@ -266,6 +270,14 @@ class DataConfig(_Facts):
         at_most=1,
     )
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.eval_split and self.eval_fraction:
+            raise InputError(
+                f"eval_split is {self.eval_split!r} and eval_fraction {self.eval_fraction}; give"
+                " one of them"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig(_Facts):
@@ -332,7 +344,7 @@ class OptimizerConfig(_Facts):
         300,
         "Passes over the training images.",
         at_least=1,
-        free=lambda optimizer: optimizer.lr_schedule == "constant",
+        free=lambda old, new: new.lr_schedule == "constant" and new.epochs >= old.epochs,
     )
     lr_schedule: str = fact(
         "cosine",
@@ -480,12 +492,12 @@ def differences(old, new):
             continue  # another family: the model's name, already listed, says so
         for field in dataclasses.fields(before):
             a, b = getattr(before, field.name), getattr(after, field.name)
-            if a != b and not _is_free(field, after):
+            if a != b and not _is_free(field, before, after):
                 found.append(f"{field.name}: {a} -> {b}")
     return found
 
 
-def _is_free(field, section):
-    """Whether a fact may change between two starts of one run."""
+def _is_free(field, before, after):
+    """Whether a fact may change as it does between two starts of one run."""
     free = field.metadata["free"]
-    return free(section) if callable(free) else free
+    return free(before, after) if callable(free) else free

@@ -31,11 +31,34 @@ def strategy(replicas=0):
         return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(replicas or len(gpus))])
     if replicas <= 1:
         return tf.distribute.get_strategy()
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    if len(tf.config.get_logical_device_configuration(cpu) or ()) < replicas:
-        one = tf.config.LogicalDeviceConfiguration()
-        tf.config.set_logical_device_configuration(cpu, [one] * replicas)
+    split_cpu(replicas)
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+
+
+def split_cpu(parts):
+    """Makes several logical devices of the CPU; TensorFlow can do so only before it computes.
+
+    Args:
+      parts: how many.
+    """
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    if len(tf.config.get_logical_device_configuration(cpu) or ()) < parts:
+        one = tf.config.LogicalDeviceConfiguration()
+        tf.config.set_logical_device_configuration(cpu, [one] * parts)
+
+
+def check_batch(batch_size, replicas):
+    """Raises InputError where a batch cannot be shared out evenly.
+
+    Args:
+      batch_size: images in a batch over all replicas.
+      replicas: how many there are.
+    """
+    if batch_size % replicas:
+        raise InputError(
+            f"batch_size {batch_size} is not a multiple of the {replicas} replicas; give"
+            f" --batch_size={max(batch_size // replicas, 1) * replicas}"
+        )
 
 
 def memory():

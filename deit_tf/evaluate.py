@@ -32,13 +32,17 @@ def evaluate(run_dir, which="last", fusion=None, **changes):
     rundir.weights_path(run_dir, which)  # an error where there is none
     config = record["config"]
     run = dataclasses.replace(config.run, fusion=fusion or config.run.fusion)
-    data = dataclasses.replace(config.data, **changes)
-    config = dataclasses.replace(config, data=data, run=run)
+    changes = {"labels": "", **changes}  # the run's own names are in its record
+    if changes.get("eval_split") or not changes.get("dataset", "folder:").startswith("folder:"):
+        changes = {"eval_fraction": 0.0, **changes}  # a part held out is no split of its own
+    if changes.get("eval_fraction"):
+        changes = {"eval_split": "", **changes}
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, **changes), run=run)
     data = source.open_source(config.data, training=False)
-    if list(data.labels) != record["labels"]:
+    if record["classes"] != list(data.classes) and record["labels"] != list(data.labels):
         raise InputError(
-            f"{data.name} has other classes than {run_dir} was trained on; --labels=FILE says"
-            " what its classes are called"
+            f"{data.name} has other classes than {run_dir} was trained on; where they only have"
+            " other names, --labels=FILE says which"
         )
 
     import tensorflow as tf
@@ -47,17 +51,21 @@ def evaluate(run_dir, which="last", fusion=None, **changes):
 
     devices.set_precision(config.run.precision)
     strategy = devices.strategy()
+    devices.check_batch(config.data.batch_size, strategy.num_replicas_in_sync)
     with strategy.scope():
         network = checkpoint.load(run_dir, which)
         batches = dataset.eval_batches(data.eval, config)
         bar = progress.EvaluationBar(int(batches.cardinality()))
         try:
             measured = distiller.measure(network, batches, config.run.fusion, [bar])
+        except tf.errors.ResourceExhaustedError:
+            raise
         except tf.errors.OpError:
+            logging.info("looking whether an image that cannot be read is why this failed")
             readable.check(data.eval, range(len(data.eval)))
             raise
     if config.data.skip_bad_images:
-        logging.warning("%d images could not be read and were passed over", data.eval.bad)
+        logging.warning("could not be read and were passed over: %d images", data.eval.bad)
     return measured
 
 

@@ -162,7 +162,7 @@ def run(main):
         except config.InputError as error:
             _leave(1, traceback.format_exc() if FLAGS.debug else f"error: {error}\n")
         except KeyboardInterrupt:
-            text = "stopped; the same command goes on with what is saved\n"
+            text = "stopped\n"
             _leave(130, traceback.format_exc() if FLAGS.debug else text)
         except Exception:  # ours: the traceback is for whoever mends it
             _leave(1, traceback.format_exc())

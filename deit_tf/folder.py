@@ -81,11 +81,13 @@ def open_folder(root, train_split, eval_split, eval_fraction, training=True):
     Raises:
       InputError: the folder does not hold what it should; the message says what.
     """
+    root = os.path.expanduser(root)
     if not os.path.isdir(root):
-        raise InputError(f"folder:{root} is not there; give the path of a folder of images")
+        raise InputError(f"folder:{root} is no folder; give the path of a folder of images")
     train_root = os.path.join(root, train_split)
     if eval_fraction:
-        train_root = train_root if os.path.isdir(train_root) else root
+        if train_split == "train" and not os.path.isdir(train_root):
+            train_root = root
         files, skipped = _find(train_root)
         held = {name: _held_out(name, found, eval_fraction) for name, found in files.items()}
         return (
@@ -130,7 +132,7 @@ def _eval_root(root, eval_split):
 def _find(root):
     """{class: bytes [n], paths within its folder} and the number of files that are no images."""
     names = sorted(
-        entry.name for entry in _scan(root) if entry.is_dir() and not entry.name.startswith(".")
+        entry.name for entry in _scan(root) if _is_folder(entry) and not entry.name.startswith(".")
     )
     if not names:
         raise InputError(f"{root} holds no class folders; put the images of each class in a folder")
@@ -155,6 +157,15 @@ def _scan(folder):
         raise InputError(f"{os.fsdecode(folder)} cannot be read: {error.strerror}") from error
 
 
+def _is_folder(entry):
+    """Whether an entry is a folder, or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError as error:  # as of a link that leads to itself
+        path = os.fsdecode(entry.path)
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+
+
 def _images(folder):
     """Sorted paths of the images below a folder, bytes [n], and the number of other files."""
     found, others, left = [], 0, [b""]
@@ -164,7 +175,7 @@ def _images(folder):
             name = entry.name
             if name.startswith(b"."):
                 continue
-            if entry.is_dir():
+            if _is_folder(entry):
                 left.append(os.path.join(below, name))
             elif name.lower().endswith(_SUFFIXES):
                 found.append(os.path.join(below, name) if below else name)

@@ -1,5 +1,6 @@
 """Names of classes: ImageNet's are packaged, any others come from a file."""
 
+import collections
 import pathlib
 
 from deit_tf.config import InputError
@@ -35,10 +36,21 @@ def names(classes, path=""):
 def _from_file(classes, path):
     """The names that a file gives to the classes."""
     try:
-        lines = pathlib.Path(path).read_text().splitlines()
+        lines = pathlib.Path(path).read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"labels: {path} cannot be read: {error}") from error
-    lines = [line for line in lines if line.strip()]
+    named = _names(classes, path, [line for line in lines if line.strip()])
+    twice = [name for name, count in collections.Counter(named).items() if count > 1]
+    if twice or not all(named):
+        raise InputError(
+            f"labels: {path} gives {f'{twice[0]!r} to two classes' if twice else 'an empty name'};"
+            " every class needs a name of its own"
+        )
+    return named
+
+
+def _names(classes, path, lines):
+    """The names that the lines of a file give to the classes."""
     if lines and all("\t" in line for line in lines):
         named = dict(line.split("\t", 1) for line in lines)
         missing = [name for name in classes if name not in named]

@@ -39,6 +39,10 @@ class AdamW(keras.optimizers.AdamW):
         super().__init__(*args, **kwargs)
         self.clip_norm = clip_norm
 
+    def rate_at(self, step):
+        """The learning rate of a step, counted from 0."""
+        return self._learning_rate(step)
+
     def _all_reduce_sum_gradients(self, grads_and_vars):
         """The sums over replicas, limited; the hook that Keras' update goes through."""
         summed = super()._all_reduce_sum_gradients(grads_and_vars)

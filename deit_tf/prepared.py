@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import hashlib
+import json
 import pathlib
 import socket
 import sys
@@ -9,7 +11,6 @@ import urllib.parse
 import urllib.request
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
@@ -101,15 +102,15 @@ def _open_split(builder, split):
     """The records of one split; an InputError where there are none, or none with a label."""
     splits, name = builder.info.splits, builder.info.full_name
     try:
-        splits[split]
-    except (KeyError, ValueError) as error:
+        images = splits[split].num_examples
+    except (KeyError, ValueError, AssertionError) as error:
         raise InputError(
             f"{name} has no split {split!r}; it has {', '.join(splits)}, and parts of them as"
             " train[:90%] and train[90%:]"
         ) from error
+    if images <= 0:
+        raise InputError(f"{name} {split} holds no images; give another split")
     records = Records(builder, split)
-    if not len(records):
-        raise InputError(f"{name} {split} holds no images")
     if records[0]["label"] < 0:
         raise InputError(f"the images of {name} {split} have no labels; give another split")
     return records
@@ -186,7 +187,9 @@ def prepare(name, data_dir):
             return "converted"
         _check_reachable(builder, name, data_dir)
         _builder(name, data_dir, file_format=_ARRAY_RECORD).download_and_prepare()
-    except (AssertionError, OSError, tf.errors.OpError) as error:  # requests' errors are OSErrors
+    except InputError:
+        raise
+    except Exception as error:  # the code of any data set runs here, and may fail in any way
         raise InputError(f"{name} cannot be prepared in {data_dir}: {_line(error)}") from error
     return "prepared"
 
@@ -211,6 +214,9 @@ def _check_reachable(builder, name, data_dir):
                 f" {_line(builder.MANUAL_DOWNLOAD_INSTRUCTIONS)}"
             )
         return
+    fetched = pathlib.Path(data_dir) / "downloads" / builder.name
+    if any(path.is_file() for path in fetched.glob("*")):
+        return  # some of it is there already; TFDS says what is missing
     for url in _one_of_each_host(builder.url_infos or ()):
         try:
             socket.create_connection(_address(url), timeout=10).close()
@@ -241,13 +247,22 @@ def _line(error):
     return " ".join(str(error).split())[:400] or type(error).__name__
 
 
+def sha256(builder):
+    """Hexadecimal SHA-256 over what a prepared set knows of its records: which set this is."""
+    splits = {
+        name: [split.num_bytes, *split.shard_lengths] for name, split in builder.info.splits.items()
+    }
+    text = json.dumps([builder.info.full_name, splits], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 @_quietly()
 def _builder(name, data_dir, **kwargs):
     """TFDS' builder of a name; of a prepared set one that reads what its folder says."""
     try:
         make = digits.Digits if name == "digits" else functools.partial(tfds.builder, name)
         builder = make(data_dir=data_dir, **kwargs)
-    except (tfds.core.DatasetNotFoundError, AssertionError, ValueError, KeyError) as error:
+    except Exception as error:  # TFDS answers in many ways that it does not know a name
         raise InputError(f"TFDS knows no data set {name!r}: {_line(error)}") from error
     if builder.is_prepared():
         # A builder made from code overlooks the formats that were added later (TFDS 4.9.10).

@@ -18,8 +18,8 @@ _MARGIN = 2
 def decode(image_bytes):
     """Decodes JPEG, PNG, WebP or GIF (first frame) as RGB, whatever the file's name says.
 
-    Grey, CMYK, palette and 16-bit files too. Alpha is dropped, EXIF's orientation is not applied;
-    both as in the published evaluation.
+    Grey, CMYK, palette and 16-bit files too, but no animated WebP. Alpha is dropped, EXIF's
+    orientation is not applied; both as in the published evaluation.
 
     Args:
       image_bytes: string scalar.
@@ -37,8 +37,25 @@ def decode(image_bytes):
 
 
 def _decode_other(image_bytes):
-    """Decodes what is no JPEG."""
-    return tf.io.decode_image(image_bytes, channels=3, expand_animations=False)
+    """Decodes what is no JPEG; TensorFlow wants to be told of a WebP's alpha beforehand."""
+
+    def decoded(channels):
+        return tf.io.decode_image(image_bytes, channels=channels, expand_animations=False)
+
+    return tf.cond(_has_webp_alpha(image_bytes), lambda: decoded(4)[..., :3], lambda: decoded(3))
+
+
+def _has_webp_alpha(image_bytes):
+    """Whether these are a WebP with an alpha channel, bool scalar.
+
+    Reference: RFC 9649, sections 2.7.1 (VP8X flags) and 3.4 (VP8L's image header).
+    """
+    head = tf.strings.substr(image_bytes, 0, 32) + tf.constant(b"\0" * 32)
+    head = tf.io.decode_raw(tf.strings.substr(head, 0, 32), tf.uint8)  # [32]
+    webp = tf.reduce_all(head[8:15] == tf.constant(list(b"WEBPVP8"), tf.uint8))
+    extended, lossless = (head[15] == ord(kind) for kind in "XL")
+    flags = tf.where(extended, head[20], tf.where(lossless, head[24], tf.zeros_like(head[0])))
+    return webp & (tf.bitwise.bitwise_and(flags, tf.constant(0x10, tf.uint8)) != 0)
 
 
 def _decode_crop(image_bytes, choose_box):

@@ -1,9 +1,9 @@
 """Images that cannot be decoded: named where they stop a run, or passed over on request."""
 
 import concurrent.futures
-import logging
 
 import numpy as np
+from absl import logging
 
 from deit_tf.config import InputError
 
@@ -88,10 +88,13 @@ def check(records, indices):
       records: `Source.train` or `Source.eval`.
       indices: which images to look at, in this order.
     """
-    for index in indices:
-        _, reason = _look(records, int(index))
+    indices = [int(index) for index in indices]
+    with concurrent.futures.ThreadPoolExecutor(_CHECKERS) as pool:
+        found = zip(indices, pool.map(lambda i: _look(records, i)[1], indices), strict=True)
+        index, reason = next((pair for pair in found if pair[1]), (None, None))
+        pool.shutdown(cancel_futures=True)
         if reason:
             raise InputError(
-                f"{records.name_of(int(index))} cannot be read ({reason}); mend or remove it, or"
+                f"{records.name_of(index)} cannot be read ({reason}); mend or remove it, or"
                 " pass over such images by --skip_bad_images"
             )

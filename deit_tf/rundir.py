@@ -27,19 +27,19 @@ _CHOICES = ("last", "best")
 
 
 def read_config(run_dir):
-    """What config.json says: {"config", "facts", "labels", "versions"}.
+    """What config.json says: {"config", "facts", "classes", "labels", "versions"}.
 
     Raises:
       InputError: no such run, or a file that is not whole.
     """
     path = pathlib.Path(run_dir) / "config.json"
     try:
-        record = json.loads(path.read_text())
-        known = {name: record[name] for name in ("facts", "labels", "versions")}
+        record = json.loads(path.read_text("utf-8"))
+        known = {name: record[name] for name in ("facts", "classes", "labels", "versions")}
         return {"config": configuration.from_json(record["config"]), **known}
     except FileNotFoundError as error:
         raise InputError(f"{run_dir} is no run directory: it has no config.json") from error
-    except (json.JSONDecodeError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 
@@ -55,14 +55,17 @@ def weights_path(run_dir, which="last"):
     """
     if which not in _CHOICES:
         raise InputError(f"checkpoint is {which!r}; choose one of {', '.join(_CHOICES)}")
+    averaged = read_config(run_dir)["config"].optimizer.ema_decay
     if which == "best":
         path = pathlib.Path(run_dir) / "best.weights.h5"
     else:
         folder = [pathlib.Path(run_dir), *steps(run_dir)][-1]
-        path = folder / (AVERAGE if (folder / AVERAGE).exists() else WEIGHTS)
-    if not path.is_file():
-        raise InputError(f"{run_dir} has no {which} checkpoint yet; train it first")
-    return path
+        path = folder / (AVERAGE if averaged else WEIGHTS)
+    if path.is_file():
+        return path
+    if steps(run_dir):
+        raise InputError(f"{path} is missing: the run is damaged; train it anew")
+    raise InputError(f"{run_dir} has no {which} checkpoint yet; train it first")
 
 
 def digest(path):
@@ -83,14 +86,15 @@ def write(path, text):
     os.replace(part, path)
 
 
-def begin(run_dir, config, facts, labels):
+def begin(run_dir, config, facts, classes, labels):
     """Makes a run directory, or finds it made; config.json says what this start says.
 
     Args:
       run_dir: the run directory.
       config: the `config.Config`; what is free in it may differ from the last start's.
       facts: what identifies data and teacher, JSON values.
-      labels: names of the classes.
+      classes: the data set's own names of its classes.
+      labels: the names that people read.
 
     Raises:
       InputError: it holds another run, or cannot be written.
@@ -100,6 +104,7 @@ def begin(run_dir, config, facts, labels):
     record = {
         "config": configuration.to_json(config),
         "facts": facts,
+        "classes": list(classes),
         "labels": list(labels),
         "versions": _versions(),
     }
@@ -113,16 +118,19 @@ def begin(run_dir, config, facts, labels):
 def check_same(run_dir, config, facts):
     """Raises InputError where the directory holds another run.
 
-    A directory without a checkpoint holds nothing yet.
+    One without a checkpoint holds nothing yet, unless its config.json is not a run's.
 
     Args:
       run_dir: the run directory, which need not be there.
       config: the `config.Config` to go on with.
       facts: what identifies data and teacher, as far as it is known.
     """
-    if not steps(run_dir):
+    begun = (pathlib.Path(run_dir) / "config.json").exists()
+    if not begun and not steps(run_dir):
         return
     stored = read_config(run_dir)
+    if not steps(run_dir) and not (pathlib.Path(run_dir) / WEIGHTS).exists():
+        return
     found = configuration.differences(stored["config"], config)
     before, facts = stored["facts"], json.loads(json.dumps(facts))
     found += [

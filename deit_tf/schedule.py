@@ -79,8 +79,8 @@ class EpochLadder(_Schedule):
 
     def __call__(self, step):
         """The rate of a step, counted from 0."""
-        epoch = ops.floor(ops.cast(step, "float32") / self.epoch_steps)
-        meant = ops.maximum(epoch - 1.0, 0.0) * self.epoch_steps
+        epoch = ops.cast(step, "int64") // self.epoch_steps  # exact, however long the run
+        meant = ops.cast(ops.maximum(epoch - 1, 0) * self.epoch_steps, "float32")
         return self._warm(meant, self._half_cosine(meant / self.total_steps))
 
 

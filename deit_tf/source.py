@@ -1,8 +1,10 @@
 """From a data set's name to images that can be read at any index."""
 
 import dataclasses
-import logging
+import hashlib
 from collections.abc import Sequence
+
+from absl import logging
 
 from deit_tf import folder, labels, readable
 from deit_tf.config import InputError
@@ -17,13 +19,15 @@ class Source:
       train: sequence of {"image": bytes, "label": int}, with `__getitems__(indices)` and
         `name_of(index)`, which a person understands.
       eval: the same, for evaluation.
-      labels: names of the classes.
+      classes: the data set's own names of its classes; they say what the numbers mean.
+      labels: the names that people read.
       facts: what identifies the images, for config.json: JSON values.
     """
 
     name: str
     train: Sequence
     eval: Sequence
+    classes: tuple
     labels: tuple
     facts: dict
 
@@ -52,7 +56,7 @@ def open_source(config, training=True):
             f"dataset is {config.dataset!r}; give digits, tfds:NAME as tfds:cifar10, or"
             " folder:PATH as folder:/data/flowers"
         )
-    named = labels.names(source.labels, config.labels)
+    named = labels.names(source.classes, config.labels)
     source = dataclasses.replace(source, labels=named)
     if config.skip_bad_images:
         train = source.train and readable.Readable(source.train)
@@ -92,12 +96,14 @@ def _tfds(config, name, training):
         builder, config.train_split, config.eval_split, training
     )
     facts = dict(builder.info.metadata) if name == "digits" else {}  # the checksum of its split
+    facts["records_sha256"] = prepared.sha256(builder)
     return _source(config, train, test, classes, builder.info.full_name, facts)
 
 
 def _source(config, train, test, classes, name, facts):
     """A source with the facts that all have."""
-    facts = {"dataset": name, "eval_images": len(test), **facts}
+    sha256 = hashlib.sha256("\n".join(classes).encode(errors="surrogateescape")).hexdigest()
+    facts = {"dataset": name, "classes_sha256": sha256, "eval_images": len(test), **facts}
     if train:
         facts["train_images"] = len(train)
-    return Source(config.dataset, train, test, classes, facts)
+    return Source(config.dataset, train, test, classes, classes, facts)

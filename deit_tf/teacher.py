@@ -26,12 +26,12 @@ def load_teacher(config):
     return network
 
 
-def facts(config, labels):
+def facts(config, classes):
     """What identifies the teacher, for config.json.
 
     Args:
       config: a `config.DistillConfig`.
-      labels: names of the student's classes.
+      classes: the student's data set's own names of its classes.
 
     Returns:
       {} where nothing is distilled, else {"teacher_sha256": digest of its weights}.
@@ -41,12 +41,15 @@ def facts(config, labels):
     """
     if config.distillation == "none":
         return {}
-    theirs = rundir.read_config(config.teacher)["labels"]
-    if len(theirs) != len(labels):
-        raise InputError(f"the teacher has {len(theirs)} classes, the student {len(labels)}")
-    if theirs != list(labels):
+    theirs = rundir.read_config(config.teacher)["classes"]
+    if len(theirs) != len(classes):
+        raise InputError(
+            f"the teacher has {len(theirs)} classes, the student {len(classes)}; give a teacher"
+            " that was trained on the same classes"
+        )
+    if theirs != list(classes):
         raise InputError(
             f"the teacher's classes ({', '.join(theirs[:3])}, …) are not the student's"
-            f" ({', '.join(labels[:3])}, …), or not in their order"
+            f" ({', '.join(classes[:3])}, …), or not in their order"
         )
     return {"teacher_sha256": rundir.digest(rundir.weights_path(config.teacher))}

@@ -29,9 +29,13 @@ def train(config, run_dir, eval_only=False):
     # What can be wrong is looked for before TensorFlow is imported, which takes seconds.
     from deit_tf import rundir, source, teacher
 
+    if config.run.replicas > 1:
+        from deit_tf import devices
+
+        devices.split_cpu(config.run.replicas)  # before a data set is prepared, which computes
     data = source.open_source(config.data)
     _check_classes(config, data)
-    facts = {**data.facts, **teacher.facts(config.distill, data.labels)}
+    facts = {**data.facts, **teacher.facts(config.distill, data.classes)}
     rundir.check_same(run_dir, config, facts)
     if eval_only:
         rundir.weights_path(run_dir)  # an error where there is none yet
@@ -45,7 +49,7 @@ def train(config, run_dir, eval_only=False):
     keras.utils.set_random_seed(config.run.seed)
     facts["precision"] = devices.set_precision(config.run.precision)
     _greet(config, strategy, facts["precision"], devices.idle_gpu())
-    _check_batch(config, strategy.num_replicas_in_sync)
+    devices.check_batch(config.data.batch_size, strategy.num_replicas_in_sync)
     steps = dataset.steps_per_epoch(data.train, config.data.batch_size)
 
     with strategy.scope():
@@ -62,7 +66,9 @@ def train(config, run_dir, eval_only=False):
         pair = distiller.Distiller(student, config.distill, taught_by, fusion, average)
         pair.compile(adamw, jit_compile=config.run.jit)
 
-    run = checkpoint.Run(run_dir, config, facts, data.labels)
+    if not eval_only:
+        rundir.begin(run_dir, config, facts, data.classes, data.labels)
+    run = checkpoint.Run(run_dir)
     run.restore(student, adamw, average and average.network)
     logging.info("%s, on %s", checkpoint.describe(student), facts)
     tests = dataset.eval_batches(data.eval, config)
@@ -101,7 +107,10 @@ def _naming_bad_images(config, data, adamw):
 
     try:
         yield
+    except tf.errors.ResourceExhaustedError:
+        raise
     except tf.errors.OpError:
+        logging.info("looking whether an image that cannot be read is why this failed")
         # A step that fails for want of its batch may have been counted, or not.
         counted = int(keras.ops.convert_to_numpy(adamw.iterations))
         for step in range(max(counted - 1, 0), counted + 1):
@@ -110,7 +119,7 @@ def _naming_bad_images(config, data, adamw):
         raise
     if config.data.skip_bad_images:
         logging.warning(
-            "%d training and %d evaluation images could not be read and were passed over",
+            "could not be read and were passed over: %d training, %d evaluation images",
             data.train.bad,
             data.eval.bad,
         )
@@ -135,14 +144,6 @@ def _check_classes(config, data):
         raise InputError(
             f"{data.name} has {classes} classes, num_classes is {ours}; give"
             f" --num_classes={classes}"
-        )
-
-
-def _check_batch(config, replicas):
-    """Raises InputError where a batch cannot be shared out evenly."""
-    if config.data.batch_size % replicas:
-        raise InputError(
-            f"batch_size {config.data.batch_size} is not a multiple of the {replicas} replicas"
         )
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import keras
@@ -27,7 +28,8 @@ def _pair(seed=0):
 
 
 def _run(path, whole=CONFIG, facts=FACTS):
-    return checkpoint.Run(path / "run", whole, facts, ["a", "b", "c"])
+    rundir.begin(path / "run", whole, facts, ["a", "b", "c"], ["A", "B", "C"])
+    return checkpoint.Run(path / "run")
 
 
 def test_goes_on_bit_for_bit(tmp_path):
@@ -43,6 +45,7 @@ def test_goes_on_bit_for_bit(tmp_path):
     resumed.restore(other, again)
     assert (resumed.epoch, resumed.step, resumed.best) == (1, 3, 0.5)
     assert resumed.history == run.history
+    resumed.write_history()
     assert (tmp_path / "run" / "history.csv").read_text() == "epoch,loss\n1,0.25\n"
     _train(other, again, 2, seed=2)
     for a, b in zip(network.get_weights(), other.get_weights(), strict=True):
@@ -86,7 +89,8 @@ def test_config_json_says_it_all(tmp_path):
     record = json.loads((tmp_path / "run" / "config.json").read_text())
     assert record["config"]["network"]["width"] == 8
     assert record["facts"] == FACTS
-    assert record["labels"] == ["a", "b", "c"]
+    assert record["classes"] == ["a", "b", "c"]
+    assert record["labels"] == ["A", "B", "C"]
     assert record["versions"]["keras"] == keras.__version__
     assert rundir.read_config(tmp_path / "run")["config"] == CONFIG
 
@@ -119,16 +123,20 @@ def test_a_directory_without_a_checkpoint_holds_nothing_yet(tmp_path):
 def test_keeps_the_average_beside_the_weights_and_loads_it(tmp_path):
     network, adamw = _pair()
     average, _ = _pair(seed=3)
-    run = _run(tmp_path)
+    averaged = dataclasses.replace(CONFIG, optimizer=config.OptimizerConfig(ema_decay=0.9))
+    run = _run(tmp_path, averaged)
     run.save(network, adamw, average)
     loaded = checkpoint.load(tmp_path / "run")
     np.testing.assert_array_equal(loaded.get_weights()[0], average.get_weights()[0])
     other, again = _pair(seed=4)
     other_average, _ = _pair(seed=5)
-    _run(tmp_path).restore(other, again, other_average)
+    _run(tmp_path, averaged).restore(other, again, other_average)
     for one, two in ((network, other), (average, other_average)):
         for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
+    (tmp_path / "run" / "checkpoints" / "step_00000000" / rundir.AVERAGE).unlink()
+    with pytest.raises(config.InputError, match=r"average\.weights\.h5 is missing"):
+        checkpoint.load(tmp_path / "run")
 
 
 def test_says_what_is_missing(tmp_path):
@@ -140,9 +148,13 @@ def test_says_what_is_missing(tmp_path):
             checkpoint.load(tmp_path / "run", which)
     with pytest.raises(config.InputError, match="choose one of last, best"):
         checkpoint.load(tmp_path / "run", "first")
-    (tmp_path / "run" / "config.json").write_text("{")
-    with pytest.raises(config.InputError, match=r"config\.json cannot be read"):
-        checkpoint.load(tmp_path / "run")
+    for foreign in (b"{", b"\x89PNG\xff", b'{"model_type": "deit"}'):
+        (tmp_path / "run" / "config.json").write_bytes(foreign)
+        with pytest.raises(config.InputError, match=r"config\.json cannot be read"):
+            checkpoint.load(tmp_path / "run")
+        with pytest.raises(config.InputError, match=r"config\.json cannot be read"):
+            _run(tmp_path)  # whatever this is, it is not ours to overwrite
+        assert (tmp_path / "run" / "config.json").read_bytes() == foreign
 
 
 def test_refuses_weights_that_do_not_fit(tmp_path):
@@ -156,7 +168,7 @@ def test_refuses_weights_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["network.weights.h5", "optimizer.npz", "state.json"])
-@pytest.mark.parametrize("how", ["cut", "missing"])
+@pytest.mark.parametrize("how", ["cut", "empty", "missing"])
 def test_a_damaged_checkpoint_is_named_not_used(name, how, tmp_path):
     network, adamw = _pair()
     run = _run(tmp_path)
@@ -164,8 +176,8 @@ def test_a_damaged_checkpoint_is_named_not_used(name, how, tmp_path):
     path = tmp_path / "run" / "checkpoints" / "step_00000000" / name
     cut = path.read_bytes()[:40]
     path.unlink()
-    if how == "cut":
-        path.write_bytes(cut)
+    if how != "missing":
+        path.write_bytes(cut if how == "cut" else b"")
     with pytest.raises(config.InputError, match="step_00000000 is damaged"):
         _run(tmp_path).restore(network, adamw)
 

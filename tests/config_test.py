@@ -93,6 +93,7 @@ def test_a_run_may_grow_longer_where_the_rate_does_not_depend_on_its_length():
             for epochs in (300, 400)
         )
         assert config.differences(one, longer) == expected
+        assert config.differences(longer, one) == ["epochs: 400 -> 300"]
 
 
 def test_what_is_free_is_known():

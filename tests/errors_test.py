@@ -7,7 +7,7 @@ import pathlib
 import pytest
 import tensorflow as tf
 
-from deit_tf import checkpoint, config, optimizer, source
+from deit_tf import checkpoint, config, optimizer, rundir, source
 
 NANO = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
 STUDENT = (
@@ -38,7 +38,7 @@ CASES = {
     "batch of none": (f"train {STUDENT} --batch_size=0", "batch_size is 0; it must be at least 1"),
     "batch not divisible": (
         f"train {STUDENT} --batch_size=33 --replicas=2",
-        "batch_size 33 is not a multiple of the 2 replicas",
+        "batch_size 33 is not a multiple of the 2 replicas; give --batch_size=32",
     ),
     "batch too large": (
         f"train {STUDENT} --batch_size=2048",
@@ -52,7 +52,7 @@ CASES = {
     "teacher is no run": (f"{TAUGHT}{{new}}", "is no run directory: it has no config.json"),
     "teacher of other classes": (
         f"{TAUGHT}{{world}}/other_teacher",
-        "the teacher has 3 classes, the student 10",
+        "the teacher has 3 classes, the student 10; give a teacher that was trained on the same",
     ),
     "teacher with classes in another order": (
         f"{TAUGHT}{{world}}/turned_teacher",
@@ -87,7 +87,15 @@ CASES = {
         f"train {STUDENT} --eval_split=validation",
         "digits/1.0.0 has no split 'validation'; it has train, test",
     ),
-    "no folder": (f"train {FOLDER} --dataset=folder:{{new}}", "is not there; give the path of a"),
+    "split and fraction": (
+        f"train {FOLDER} --dataset=folder:{{world}}/bad_val --eval_split=val --eval_fraction=0.1",
+        "eval_split is 'val' and eval_fraction 0.1; give one of them",
+    ),
+    "run directory is a file": (
+        f"train {STUDENT} --run_dir={{world}}/names.txt",
+        "run directory {world}/names.txt cannot be written",
+    ),
+    "no folder": (f"train {FOLDER} --dataset=folder:{{new}}", "is no folder; give the path of a"),
     "empty folder": (f"train {FOLDER} --dataset=folder:{{world}}/empty", "there is no folder"),
     "class missing in val": (
         f"train {FOLDER} --dataset=folder:{{world}}/lacking",
@@ -148,7 +156,7 @@ CASES = {
     ),
     "evaluation by other data": (
         "evaluate --run_dir={world}/run --dataset=folder:{world}/bad_train",
-        "has other classes than {world}/run was trained on; --labels=FILE says what",
+        "has other classes than {world}/run was trained on; where they only have other names",
     ),
     "unknown checkpoint": (
         "evaluate --run_dir={world}/run --checkpoint=first",
@@ -174,7 +182,8 @@ def _write_run(path, labels, facts, data_dir):
     whole = config.Config("deit", network, data=data)
     built = checkpoint.build_network(network)
     adamw = optimizer.build(whole.optimizer, 16, 4, built.trainable_variables)
-    checkpoint.Run(path, whole, {**facts, "precision": "float32"}, labels).save(built, adamw)
+    rundir.begin(path, whole, {**facts, "precision": "float32"}, labels, labels)
+    checkpoint.Run(path).save(built, adamw)
 
 
 @pytest.fixture(scope="module")
@@ -249,10 +258,10 @@ def test_says_in_one_line_what_to_do_and_writes_nothing(name, answers):
 
 def test_what_was_there_is_as_it_was(answers):
     _, before, after = answers
-    changed = {
-        path.parent.name for path in {*before, *after} if before.get(path) != after.get(path)
-    }
-    assert changed <= {"world0", "cut_run"}  # of a run that goes on, config.json is written anew
+    changed = {str(path) for path in {*before, *after} if before.get(path) != after.get(path)}
+    cut_run = next(str(path) for path in before if path.name == "cut_run")
+    # A run that goes on: its config.json is written anew before its checkpoint is looked at.
+    assert changed <= {cut_run, f"{cut_run}/config.json"}
 
 
 def test_debug_brings_the_traceback_back(world, command):
@@ -268,8 +277,7 @@ def test_a_run_goes_on_with_what_is_free(world, data_dir, command, tmp_path):
     flags += ["--epochs=1", "--lr_schedule=constant", "--warmup_epochs=0"]
     first = command("deit_tf.train", *flags)
     assert first.returncode == 0, first.stderr
-    moved = tmp_path / "elsewhere"
-    moved.symlink_to(data_dir)
+    moved = tmp_path / "elsewhere"  # not there yet: the digits are prepared on the spot
     flags[flags.index("--epochs=1")] = "--epochs=2"
     flags += [f"--data_dir={moved}", "--replicas=2", "--labels="]
     second = command("deit_tf.train", *flags)
@@ -278,7 +286,9 @@ def test_a_run_goes_on_with_what_is_free(world, data_dir, command, tmp_path):
     assert [row.split(",")[0] for row in history] == ["epoch", "1", "2"]
     stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert (stored["data"]["data_dir"], stored["run"]["replicas"]) == (str(moved), 2)
+    stored = (tmp_path / "run" / "config.json").stat().st_mtime_ns
     only = command("deit_tf.train", *flags, "--eval_only")
     assert only.stdout == second.stdout
+    assert (tmp_path / "run" / "config.json").stat().st_mtime_ns == stored
     assert (tmp_path / "run" / "history.csv").read_text().splitlines() == history
     assert pathlib.Path(tmp_path / "run" / "curves.png").exists()

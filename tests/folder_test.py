@@ -141,7 +141,7 @@ def test_says_what_a_folder_lacks(names, fraction, words, tmp_path):
     _fill(tmp_path, names)
     with pytest.raises(InputError, match=words):
         folder.open_folder(tmp_path, "train", "", fraction)
-    with pytest.raises(InputError, match="is not there"):
+    with pytest.raises(InputError, match="is no folder"):
         folder.open_folder(tmp_path / "none", "train", "", fraction)
 
 

@@ -39,6 +39,8 @@ def test_a_file_names_them_in_order_or_by_class(tmp_path):
     path = tmp_path / "labels.txt"
     path.write_text("Katze\n Hund \n\n")
     assert labels.names(["cat", "dog"], str(path)) == ("Katze", "Hund")
+    path.write_text("\ufeffKatze\r\nHund\r\n", newline="")  # as Windows' editor writes it
+    assert labels.names(["cat", "dog"], str(path)) == ("Katze", "Hund")
     path.write_text("dog\tHund, Haushund\ncat\tKatze\nmouse\tMaus\n")
     assert labels.names(["cat", "dog"], str(path)) == ("Katze", "Hund, Haushund")
 
@@ -49,6 +51,8 @@ def test_a_file_names_them_in_order_or_by_class(tmp_path):
         ("Katze\n", "holds 1 names, but there are 2 classes"),
         ("cat\tKatze\n", "does not name the class 'dog'"),
         ("", "holds 0 names"),
+        ("Katze\nKatze\n", "gives 'Katze' to two classes"),
+        ("cat\t \ndog\tHund\n", "gives an empty name"),
         (None, "cannot be read"),
     ],
 )

@@ -31,8 +31,11 @@ def test_decodes_png_of_any_mode_as_rgb(mode):
 
 def _encoded(form, mode="RGB", **options):
     """A photograph as a file of some form and mode."""
+    image = Image.open(PHOTOS / "flower.jpg").convert(mode)
+    if mode == "RGBA":
+        image.putalpha(image.getchannel("R"))  # or it would be stored without
     file = io.BytesIO()
-    Image.open(PHOTOS / "flower.jpg").convert(mode).save(file, form, **options)
+    image.save(file, form, **options)
     return file.getvalue()
 
 
@@ -44,6 +47,8 @@ FILES = {
     "jpeg cmyk": lambda: _encoded("JPEG", "CMYK"),
     "jpeg progressive": lambda: _encoded("JPEG", progressive=True),
     "webp": lambda: _encoded("WEBP", lossless=True),
+    "webp with alpha": lambda: _encoded("WEBP", "RGBA", lossless=True, exact=True),
+    "lossy webp with alpha": lambda: _encoded("WEBP", "RGBA", exact=True),
     "gif": lambda: _encoded("GIF"),
     "png 16 bit grey": lambda: _encoded("PNG", "I;16"),
 }
@@ -57,7 +62,7 @@ def test_decodes_as_pillow_whatever_the_file_holds(kind):
     if kind == "png 16 bit grey":  # Pillow clips where it should scale
         expected = np.repeat(np.asarray(image)[..., None] >> 8, 3, axis=-1)
     else:
-        expected = np.asarray(image.convert("RGB"))
+        expected = np.asarray(image.convert("RGBA"))[..., :3]  # alpha dropped, not blended
     np.testing.assert_array_equal(found, expected)
 
 

@@ -53,6 +53,10 @@ def test_ladder_is_the_released_codes():
     for epoch, wanted in [*enumerate(expected), (299, 1.011e-5)]:
         for step in (epoch * steps, (epoch + 1) * steps - 1):
             assert float(rate(step)) == pytest.approx(wanted, rel=2e-4), (epoch, step)
+    # A long run: beyond 2^24 steps float32 no longer tells one from the next.
+    rate = schedule.EpochLadder(1e-3, 0.0, 0.0, 1000 * 20_018, 1000 * 20_018, 20_018)
+    assert float(rate(900 * 20_018 - 1)) == pytest.approx(0.898e-3, rel=1e-6)
+    assert float(rate(900 * 20_018)) == pytest.approx(0.899e-3, rel=1e-6)
 
 
 def test_constant_stays_at_the_peak_for_a_run_of_any_length():

@@ -124,7 +124,9 @@ def test_opens_a_folder(places):
 def test_opens_a_tfds_set_by_its_own_names_of_image_and_class(places):
     found = _open(dataset="tfds:pieces", data_dir=str(places / "array_record"))
     assert found.labels == CLASSES
-    assert found.facts == {"dataset": "pieces/1.2.0", "train_images": 24, "eval_images": 7}
+    sizes = {"dataset": "pieces/1.2.0", "train_images": 24, "eval_images": 7}
+    assert sizes.items() <= found.facts.items()
+    assert found.facts.keys() - sizes.keys() == {"classes_sha256", "records_sha256"}
     images = {row["image"] for row in found.train.__getitems__(range(24))}
     assert images == {_photo(name, i) for split, name, i in _items() if split == "train"}
     assert found.eval.name_of(3) == "record 3 of pieces/1.2.0 validation"
@@ -148,6 +150,7 @@ def test_a_file_renames_the_classes(places, tmp_path):
     (tmp_path / "names.txt").write_text("flower\tBlume\nchina\tChina\n")
     found = _open(dataset=f"folder:{places}/folder", labels=str(tmp_path / "names.txt"))
     assert found.labels == ("China", "Blume")
+    assert found.classes == CLASSES
 
 
 def test_the_digits_bring_their_checksum(data_dir):
@@ -165,6 +168,8 @@ def test_says_what_a_set_lacks(places, tmp_path):
     for facts, words in (
         ({"train_split": "trian", **prepared}, "no split 'trian'; it has train, validation"),
         ({"eval_split": "test", **prepared}, "no split 'test'"),
+        ({"train_split": "train[:0%]", **prepared}, r"train\[:0%\] holds no images"),
+        ({"train_split": "train[5:2]", **prepared}, r"train\[5:2\] holds no images"),
         ({"eval_fraction": 0.1, **prepared}, "is no folder; give --train_split=train"),
         (
             {"dataset": "tfds:untold/unlabelled", "data_dir": str(tmp_path)},

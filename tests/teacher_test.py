@@ -12,7 +12,8 @@ def taught_by(tmp_path):
     whole = config.Config("regnety_tiny", TINY)
     network = checkpoint.build_network(TINY)
     adamw = optimizer.build(whole.optimizer, 8, 4, network.trainable_variables)
-    checkpoint.Run(tmp_path, whole, {}, ["a", "b", "c"]).save(network, adamw)
+    rundir.begin(tmp_path, whole, {}, ["a", "b", "c"], ["A", "B", "C"])
+    checkpoint.Run(tmp_path).save(network, adamw)
     return network, config.DistillConfig(distillation="hard", teacher=str(tmp_path))
 
 

@@ -17,6 +17,7 @@ from deit_tf import checkpoint, rundir
 CONFIGS = "deit_tf/configs"
 TEACHER = ["--depth=2", "--initial_width=16", "--slope=16", "--group_width=16", "--epochs=2"]
 STUDENT = ["--width=32", "--depth=2", "--heads=2", "--patch_size=16", "--epochs=3"]
+STUDENT += ["--ema_decay=0.9", "--clip_norm=1", "--lr_schedule=epoch", "--warmup_epochs=2"]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,10 @@ def test_run_directory_holds_what_it_should(runs):
     assert list((run / "logs" / "validation").glob("events.*"))
     rows = _history(run)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    # The rates that were used: the released ladder's first two are the warm-up's beginning.
+    peak = 0.016 * 32 / 512
+    expected = [1e-6, 1e-6, (peak + 1e-6) / 2]
+    np.testing.assert_allclose([float(row["lr"]) for row in rows], expected, rtol=1e-5)
     for name in ("lr", "loss", "class_loss", "distillation_loss", "val_fused_top1"):
         assert all(np.isfinite(float(row[name])) for row in rows)
 
