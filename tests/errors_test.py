@@ -143,7 +143,7 @@ CASES = {
     ),
     "nothing to evaluate": (
         f"train {STUDENT} --eval_only",
-        "no last checkpoint yet; train it first",
+        "is no run directory: it has no config.json",
     ),
     "evaluation of no run": ("evaluate --run_dir={new}", "is no run directory"),
     "evaluation of an empty run": (

@@ -29,23 +29,14 @@ def test_knows_speed_time_left_and_memory(monkeypatch):
     assert "0:01:16 left" in bar.summary()  # 1.9 epochs of 40 s
 
 
-def test_a_terminal_shows_a_bar_and_a_file_a_line_an_epoch(data_dir, tmp_path):
+def test_a_terminal_shows_a_bar_and_keeps_a_line_an_epoch(data_dir, tmp_path):
     arguments = [
         *(sys.executable, "-m", "deit_tf.train"),
         "--flagfile=deit_tf/configs/digits_teacher.flags",
         *("--depth=1", "--initial_width=8", "--slope=0", "--group_width=8", "--stem_width=8"),
         *("--nojit", "--warmup_epochs=0", f"--data_dir={data_dir}"),
     ]
-    file = subprocess.run(
-        [*arguments, "--epochs=1", f"--run_dir={tmp_path / 'file'}"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stderr
     line = r"epoch 1/1: \d+ images/s, 0:00:00 left, \d\.\d GB, loss \d\.\d+, val_cls_top1 0\.\d+"
-    assert len(re.findall(line, file)) == 1
-    assert "\r" not in file
-
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 160, 0, 0))  # rows, columns
     child = subprocess.Popen(

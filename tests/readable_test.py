@@ -97,10 +97,8 @@ def test_the_commands_stop_at_it_or_pass_over_and_count(photographs, command):
 
     passed = command("deit_tf.train", *flags, "--skip_bad_images")
     assert passed.returncode == 0, passed.stderr
-    assert (
     counted = "could not be read and were passed over: 3 training, 1 evaluation images"
     assert counted in passed.stderr
-    )
     assert passed.stdout.startswith("on 12 images")  # 13 files, and one is bad
     evaluate = ["deit_tf.evaluate", f"--run_dir={photographs / 'run'}", "--json"]
     answer = command(*evaluate)

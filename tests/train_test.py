@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from deit_tf import checkpoint, rundir
 
 CONFIGS = "deit_tf/configs"
 TEACHER = ["--depth=2", "--initial_width=16", "--slope=16", "--group_width=16", "--epochs=2"]
+TEACHER += ["--nojit"]
 STUDENT = ["--width=32", "--depth=2", "--heads=2", "--patch_size=16", "--epochs=3"]
 STUDENT += ["--ema_decay=0.9", "--clip_norm=1", "--lr_schedule=epoch", "--warmup_epochs=2"]
+STUDENT += ["--nojit"]
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,14 @@ def test_ends_with_a_table(runs):
     rows = [line.split("  ")[0] for line in answers["distilled"].stdout.splitlines()[-4:]]
     assert rows == ["teacher", "class head", "distillation head", "fusion"]
     assert answers["teacher"].stdout.splitlines()[-1].startswith("class head")
+
+
+def test_a_log_file_gets_a_line_an_epoch_and_no_bar(runs):
+    _, answers = runs
+    log = answers["distilled"].stderr
+    line = r"epoch \d/3: \d+ images/s, \d:\d\d:\d\d left, \d\.\d GB, loss \d\.\d+, val_cls_top1 .*"
+    assert len(re.findall(line, log)) == 3
+    assert "\r" not in log
 
 
 def test_prints_and_stores_the_checksum_of_the_split(runs):
@@ -159,7 +170,7 @@ def test_killed_and_started_again_it_ends_as_if_never_killed(runs, data_dir, tmp
         np.testing.assert_array_equal(a, b)
 
 
-def test_trains_without_xla_in_bfloat16_with_one_head(runs, command, data_dir, tmp_path):
+def test_trains_by_xla_in_bfloat16_with_one_head(runs, command, data_dir, tmp_path):
     folder, _ = runs
     run = tmp_path / "run"
     answer = command(
@@ -170,7 +181,7 @@ def test_trains_without_xla_in_bfloat16_with_one_head(runs, command, data_dir, t
         f"--teacher={folder / 'teacher'}",
         *STUDENT,
         "--epochs=1",
-        "--nojit",
+        "--jit",
         "--precision=bfloat16",
         "--nodistilled",
         "--distillation=soft",
