@@ -91,7 +91,7 @@ def _largest(one, other):
     [
         ("hard", STUDENT, False),
         ("hard", STUDENT, True),
-        ("hard", PLAIN, False),
+        pytest.param("hard", PLAIN, False, marks=pytest.mark.slow),
         ("soft", PLAIN, False),
     ],
 )

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import json
-import pathlib
 
 import pytest
 import tensorflow as tf
@@ -15,7 +14,8 @@ STUDENT = (
     " --nojit --run_dir={new} --data_dir={data}"
 )
 FOLDER = STUDENT.replace("--num_classes=10", "--num_classes=2 --batch_size=2")
-TAUGHT = f"train {STUDENT} --distillation=hard --teacher="
+GOOD = f"{FOLDER} --dataset=folder:{{world}}/good"
+TAUGHT = f"train {GOOD} --distillation=hard --teacher="
 # Nothing listens at port 9: as if there were no network.
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
 
@@ -45,18 +45,18 @@ CASES = {
         "batch_size is 2048, but there are 1400 training images",
     ),
     "number of classes": (
-        f"train {STUDENT} --num_classes=7",
-        "digits has 10 classes, num_classes is 7; give --num_classes=10",
+        f"train {GOOD} --num_classes=7",
+        "good has 2 classes, num_classes is 7; give --num_classes=2",
     ),
     "no teacher": (f"train {STUDENT} --distillation=hard", "name a trained run by --teacher="),
     "teacher is no run": (f"{TAUGHT}{{new}}", "is no run directory: it has no config.json"),
     "teacher of other classes": (
         f"{TAUGHT}{{world}}/other_teacher",
-        "the teacher has 3 classes, the student 10; give a teacher that was trained on the same",
+        "the teacher has 3 classes, the student 2; give a teacher that was trained on the same",
     ),
     "teacher with classes in another order": (
         f"{TAUGHT}{{world}}/turned_teacher",
-        "are not the student's (0, 1, 2, …), or not in their order",
+        "are not the student's (a, b, …), or not in their order",
     ),
     "another backend": (f"train {STUDENT}", "KERAS_BACKEND is jax; commands need tensorflow"),
     "unknown kind of data set": (
@@ -92,7 +92,7 @@ CASES = {
         "eval_split is 'val' and eval_fraction 0.1; give one of them",
     ),
     "run directory is a file": (
-        f"train {STUDENT} --run_dir={{world}}/names.txt",
+        f"train {GOOD} --run_dir={{world}}/names.txt",
         "run directory {world}/names.txt cannot be written",
     ),
     "no folder": (f"train {FOLDER} --dataset=folder:{{new}}", "is no folder; give the path of a"),
@@ -118,7 +118,7 @@ CASES = {
         "bad_val/val/a/bad.jpg cannot be read (Input is empty.); mend or remove it",
     ),
     "no permission for the run": (
-        f"train {STUDENT} --run_dir=/proc/run",
+        f"train {GOOD} --run_dir=/proc/run",
         "run directory /proc/run cannot be written",
     ),
     "no permission for the data": (
@@ -126,23 +126,23 @@ CASES = {
         "digits cannot be prepared in /proc/data",
     ),
     "another run": (
-        f"train {STUDENT} --run_dir={{world}}/run --depth=2 --seed=1",
-        "holds another run (depth: 1 -> 2; batch_size: 16 -> 1024; seed: 0 -> 1",
+        f"train {GOOD} --run_dir={{world}}/run --depth=2 --seed=1",
+        "holds another run (depth: 1 -> 2; seed: 0 -> 1); give another --run_dir, or remove it",
     ),
     "half-written checkpoint": (
-        f"train {STUDENT} --batch_size=16 --run_dir={{world}}/cut_run",
+        f"train {GOOD} --run_dir={{world}}/cut_run",
         "step_00000000 is damaged",
     ),
     "half-written run directory": (
-        f"train {STUDENT} --run_dir={{world}}/half_run",
+        f"train {GOOD} --run_dir={{world}}/half_run",
         "half_run/config.json cannot be read",
     ),
     "run directory without its configuration": (
-        f"train {STUDENT} --run_dir={{world}}/bare_run",
+        f"train {GOOD} --run_dir={{world}}/bare_run",
         "bare_run is no run directory: it has no config.json",
     ),
     "nothing to evaluate": (
-        f"train {STUDENT} --eval_only",
+        f"train {GOOD} --eval_only",
         "is no run directory: it has no config.json",
     ),
     "evaluation of no run": ("evaluate --run_dir={new}", "is no run directory"),
@@ -155,7 +155,7 @@ CASES = {
         "half_run/config.json cannot be read",
     ),
     "evaluation by other data": (
-        "evaluate --run_dir={world}/run --dataset=folder:{world}/bad_train",
+        "evaluate --run_dir={world}/run --dataset=folder:{world}/other",
         "has other classes than {world}/run was trained on; where they only have other names",
     ),
     "unknown checkpoint": (
@@ -175,38 +175,24 @@ ENVIRONMENT = {
 BEGUN = ("unreadable training image", "unreadable evaluation image")
 
 
-def _write_run(path, labels, facts, data_dir):
-    """A run directory with a checkpoint, as training on the digits writes it."""
-    network = config.network("deit", num_classes=len(labels), **NANO)
-    data = config.DataConfig(data_dir=str(data_dir), batch_size=16)
+def _write_run(path, data, classes, facts):
+    """A run directory with a checkpoint, as training writes it."""
+    network = config.network("deit", num_classes=len(classes), **NANO)
     whole = config.Config("deit", network, data=data)
     built = checkpoint.build_network(network)
-    adamw = optimizer.build(whole.optimizer, 16, 4, built.trainable_variables)
-    rundir.begin(path, whole, {**facts, "precision": "float32"}, labels, labels)
+    adamw = optimizer.build(whole.optimizer, 2, 4, built.trainable_variables)
+    rundir.begin(path, whole, {**facts, "precision": "float32"}, classes, classes)
     checkpoint.Run(path).save(built, adamw)
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, data_dir):
-    """Run directories and folders, whole and damaged."""
+def world(tmp_path_factory):
+    """Folders of images and run directories, whole and damaged."""
     root = tmp_path_factory.mktemp("world")
-    facts = source.open_source(config.DataConfig(data_dir=str(data_dir))).facts
-    digits = [str(i) for i in range(10)]
-    for name in ("run", "cut_run", "half_run", "bare_run"):
-        _write_run(root / name, digits, facts, data_dir)
-    next(root.glob("cut_run/checkpoints/*/optimizer.npz")).unlink()
-    whole = (root / "half_run" / "config.json").read_text()
-    (root / "half_run" / "config.json").write_text(whole[: len(whole) // 2])
-    (root / "bare_run" / "config.json").unlink()
-    _write_run(root / "other_teacher", ["a", "b", "c"], facts, data_dir)
-    _write_run(root / "turned_teacher", digits[::-1], facts, data_dir)
-    (root / "empty_run").mkdir()
-    (root / "empty_run" / "config.json").write_bytes((root / "run" / "config.json").read_bytes())
-
     png = tf.io.encode_png(tf.zeros((4, 4, 3), tf.uint8)).numpy()
-    for folder in ("lacking", "hollow", "bad_train", "bad_val"):
+    for folder in ("good", "other", "lacking", "hollow", "bad_train", "bad_val"):
         for split in ("train", "val"):
-            for name in "ab":
+            for name in "cd" if folder == "other" else "ab":
                 (root / folder / split / name).mkdir(parents=True)
                 (root / folder / split / name / "x.png").write_bytes(png)
     (root / "lacking/val/b/x.png").unlink()
@@ -217,6 +203,19 @@ def world(tmp_path_factory, data_dir):
     (root / "bad_val/val/a/bad.jpg").touch()
     (root / "empty").mkdir()
     (root / "names.txt").write_text("one\ntwo\nthree\n")
+
+    data = config.DataConfig(dataset=f"folder:{root / 'good'}", batch_size=2)
+    facts = source.open_source(data).facts
+    for name in ("run", "cut_run", "half_run", "bare_run"):
+        _write_run(root / name, data, "ab", facts)
+    next(root.glob("cut_run/checkpoints/*/optimizer.npz")).unlink()
+    whole = (root / "half_run" / "config.json").read_text()
+    (root / "half_run" / "config.json").write_text(whole[: len(whole) // 2])
+    (root / "bare_run" / "config.json").unlink()
+    _write_run(root / "other_teacher", data, "abc", facts)
+    _write_run(root / "turned_teacher", data, "ba", facts)
+    (root / "empty_run").mkdir()
+    (root / "empty_run" / "config.json").write_bytes((root / "run" / "config.json").read_bytes())
     return root
 
 
@@ -286,9 +285,4 @@ def test_a_run_goes_on_with_what_is_free(world, data_dir, command, tmp_path):
     assert [row.split(",")[0] for row in history] == ["epoch", "1", "2"]
     stored = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert (stored["data"]["data_dir"], stored["run"]["replicas"]) == (str(moved), 2)
-    stored = (tmp_path / "run" / "config.json").stat().st_mtime_ns
-    only = command("deit_tf.train", *flags, "--eval_only")
-    assert only.stdout == second.stdout
-    assert (tmp_path / "run" / "config.json").stat().st_mtime_ns == stored
-    assert (tmp_path / "run" / "history.csv").read_text().splitlines() == history
-    assert pathlib.Path(tmp_path / "run" / "curves.png").exists()
+    assert (tmp_path / "run" / "curves.png").exists()
