@@ -38,9 +38,13 @@ def strategy(replicas=0):
 def split_cpu(parts):
     """Makes several logical devices of the CPU; TensorFlow can do so only before it computes.
 
+    Does nothing where there is a GPU: replicas are GPUs then.
+
     Args:
       parts: how many.
     """
+    if tf.config.list_physical_devices("GPU"):
+        return
     cpu = tf.config.list_physical_devices("CPU")[0]
     if len(tf.config.get_logical_device_configuration(cpu) or ()) < parts:
         one = tf.config.LogicalDeviceConfiguration()

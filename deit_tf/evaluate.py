@@ -45,8 +45,6 @@ def evaluate(run_dir, which="last", fusion=None, **changes):
             " other names, --labels=FILE says which"
         )
 
-    import tensorflow as tf
-
     from deit_tf import checkpoint, dataset, devices, distiller, progress, readable
 
     devices.set_precision(config.run.precision)
@@ -56,14 +54,8 @@ def evaluate(run_dir, which="last", fusion=None, **changes):
         network = checkpoint.load(run_dir, which)
         batches = dataset.eval_batches(data.eval, config)
         bar = progress.EvaluationBar(int(batches.cardinality()))
-        try:
+        with readable.naming(lambda: [(data.eval, range(len(data.eval)))]):
             measured = distiller.measure(network, batches, config.run.fusion, [bar])
-        except tf.errors.ResourceExhaustedError:
-            raise
-        except tf.errors.OpError:
-            logging.info("looking whether an image that cannot be read is why this failed")
-            readable.check(data.eval, range(len(data.eval)))
-            raise
     if config.data.skip_bad_images:
         logging.warning("could not be read and were passed over: %d images", data.eval.bad)
     return measured

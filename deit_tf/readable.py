@@ -1,6 +1,7 @@
 """Images that cannot be decoded: named where they stop a run, or passed over on request."""
 
 import concurrent.futures
+import contextlib
 
 import numpy as np
 from absl import logging
@@ -98,3 +99,26 @@ def check(records, indices):
                 f"{records.name_of(index)} cannot be read ({reason}); mend or remove it, or"
                 " pass over such images by --skip_bad_images"
             )
+
+
+@contextlib.contextmanager
+def naming(suspects):
+    """Names the image where one is why the block failed; tf.data does not know its name.
+
+    Args:
+      suspects: function that answers pairs of records and indices, in the order to look.
+
+    Raises:
+      InputError: an image cannot be read. Else what the block raised.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        raise
+    except tf.errors.OpError:
+        logging.info("looking whether an image that cannot be read is why this failed")
+        for records, indices in suspects():
+            check(records, indices)
+        raise

@@ -3,8 +3,6 @@
 A run that was stopped goes on when the same command is given again.
 """
 
-import contextlib
-
 from absl import logging
 
 from deit_tf import flags, report
@@ -42,7 +40,7 @@ def train(config, run_dir, eval_only=False):
 
     import keras
 
-    from deit_tf import checkpoint, dataset, devices, distiller, optimizer
+    from deit_tf import checkpoint, dataset, devices, distiller, readable
     from deit_tf import progress as progressing
 
     strategy = devices.strategy(config.run.replicas)
@@ -53,27 +51,17 @@ def train(config, run_dir, eval_only=False):
     steps = dataset.steps_per_epoch(data.train, config.data.batch_size)
 
     with strategy.scope():
-        student = checkpoint.build_network(config.network)
-        adamw = optimizer.build(
-            config.optimizer, config.data.batch_size, steps, student.trainable_variables
-        )
-        average = None
-        if config.optimizer.ema_decay:
-            copy = checkpoint.build_network(config.network)
-            average = optimizer.Average(student, copy, config.optimizer.ema_decay)
         taught_by = teacher.load_teacher(config.distill)
-        fusion = config.run.fusion
-        pair = distiller.Distiller(student, config.distill, taught_by, fusion, average)
-        pair.compile(adamw, jit_compile=config.run.jit)
+        pair = _build(config, steps, taught_by)
 
     if not eval_only:
         rundir.begin(run_dir, config, facts, data.classes, data.labels)
     run = checkpoint.Run(run_dir)
-    run.restore(student, adamw, average and average.network)
-    logging.info("%s, on %s", checkpoint.describe(student), facts)
+    run.restore(pair.student, pair.optimizer, pair.average and pair.average.network)
+    logging.info("%s, on %s", checkpoint.describe(pair.student), facts)
     tests = dataset.eval_batches(data.eval, config)
     bar = progressing.EvaluationBar(int(tests.cardinality()))
-    with _naming_bad_images(config, data, adamw):
+    with readable.naming(lambda: _suspects(config, data, pair.optimizer)):
         if run.epoch < config.optimizer.epochs and not eval_only:
             pair.fit(
                 dataset.train_batches(data.train, config, run.step),
@@ -91,38 +79,52 @@ def train(config, run_dir, eval_only=False):
                 ],
             )
         with strategy.scope():
-            return {
+            fusion = config.run.fusion
+            measured = {
                 "student": distiller.measure(pair.evaluated, tests, fusion, [bar]),
                 "teacher": taught_by and distiller.measure(taught_by, tests, fusion, [bar]),
             }
-
-
-@contextlib.contextmanager
-def _naming_bad_images(config, data, adamw):
-    """Names the image where one is why the block failed; tf.data does not know its name."""
-    import keras
-    import tensorflow as tf
-
-    from deit_tf import dataset, readable
-
-    try:
-        yield
-    except tf.errors.ResourceExhaustedError:
-        raise
-    except tf.errors.OpError:
-        logging.info("looking whether an image that cannot be read is why this failed")
-        # A step that fails for want of its batch may have been counted, or not.
-        counted = int(keras.ops.convert_to_numpy(adamw.iterations))
-        for step in range(max(counted - 1, 0), counted + 1):
-            readable.check(data.train, dataset.indices(data.train, config, step))
-        readable.check(data.eval, range(len(data.eval)))
-        raise
     if config.data.skip_bad_images:
-        logging.warning(
-            "could not be read and were passed over: %d training, %d evaluation images",
-            data.train.bad,
-            data.eval.bad,
-        )
+        _count_bad_images(data)
+    return measured
+
+
+def _build(config, steps, taught_by):
+    """The student with its teacher and optimizer, and with its average where that is asked for."""
+    from deit_tf import checkpoint, distiller, optimizer
+
+    facts = config.optimizer
+    student = checkpoint.build_network(config.network)
+    average = None
+    if facts.ema_decay:
+        copy = checkpoint.build_network(config.network)
+        average = optimizer.Average(student, copy, facts.ema_decay)
+    pair = distiller.Distiller(student, config.distill, taught_by, config.run.fusion, average)
+    adamw = optimizer.build(facts, config.data.batch_size, steps, student.trainable_variables)
+    pair.compile(adamw, jit_compile=config.run.jit)
+    return pair
+
+
+def _suspects(config, data, adamw):
+    """The images that may be why training or evaluation failed, as `readable.naming` wants them."""
+    import keras
+
+    from deit_tf import dataset
+
+    # A step that fails for want of its batch may have been counted, or not.
+    counted = int(keras.ops.convert_to_numpy(adamw.iterations))
+    for step in range(max(counted - 1, 0), counted + 1):
+        yield data.train, dataset.indices(data.train, config, step)
+    yield data.eval, range(len(data.eval))
+
+
+def _count_bad_images(data):
+    """Says how many images were passed over."""
+    logging.warning(
+        "could not be read and were passed over: %d training, %d evaluation images",
+        data.train.bad,
+        data.eval.bad,
+    )
 
 
 def _greet(config, strategy, precision, warning):
