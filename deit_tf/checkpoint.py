@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from deit_tf import config as configuration
-from deit_tf import curves, model, regnet, rundir
+from deit_tf import curves, model, regnet, rundir, torch_weights, weights
 from deit_tf.config import InputError
 
 _SECONDS_BETWEEN_CURVES = 60  # a drawing takes one
@@ -34,19 +34,87 @@ def build_network(facts):
     return regnet.build_regnety(facts)
 
 
-def load(run_dir, which="last"):
-    """The network of a run with its weights.
+def load(path, which="last", model=None, **changes):
+    """The network of a run with its weights, or of a file of PyTorch weights.
 
     Args:
-      run_dir: the run directory.
-      which: "last" or "best".
+      path: a run directory, or a file that `torch_weights.read` takes.
+      which: "last" or "best", of a run.
+      model: for a file, a name from `config.VARIANTS`; None reads the network off the shapes of
+        its tensors, see `torch_weights.network_of`.
+      **changes: for a file, fields of the network's configuration that differ.
 
     Returns:
       A `keras.Model`: image [B, S, S, 3], 0–255 -> {"cls": [B, K]} and perhaps "dist".
 
     Raises:
-      InputError: no such run, no checkpoint yet, or files that do not fit together.
+      InputError: no such run or file, no checkpoint yet, or files that do not fit together.
     """
+    if os.path.isfile(path):
+        values = torch_weights.read(path)
+        return from_torch(values, torch_weights.network_of(values, path, model, **changes)[1], path)
+    return _load_run(path, which)
+
+
+def from_torch(values, facts, source):
+    """A network with weights from PyTorch.
+
+    Args:
+      values: what `torch_weights.read` gave.
+      facts: a `config.DeiTConfig` or a `config.RegNetYConfig`.
+      source: where the weights are from.
+
+    Returns:
+      A `keras.Model`, as `build_network` makes it.
+
+    Raises:
+      InputError: they do not fit it.
+    """
+    network = build_network(facts)
+    weights.assign(network, values, source, torch_weights.official_name)
+    return network
+
+
+def start(network, config, classes):
+    """Gives a network the weights to start from, adapted to it.
+
+    Args:
+      network: the network to train.
+      config: a `config.RunConfig` with `init_from`.
+      classes: the data set's own names of its classes.
+
+    Returns:
+      What was changed, a list of short texts.
+
+    Raises:
+      InputError: the weights are not there or do not fit.
+    """
+    source = config.init_from
+    if os.path.isfile(source):
+        found, name_of = torch_weights.read(source), torch_weights.official_name
+        same_classes = True  # as far as anyone can tell
+    else:
+        record = rundir.read_config(source)
+        _check_same_pixels(record["config"].network, network.config, source)
+        found, name_of = weights.of(_load_run(source)), str
+        same_classes = record["classes"] == list(classes)
+    method = config.pos_embed_resize
+    return weights.start(network, found, source, same_classes, method, name_of)
+
+
+def _check_same_pixels(theirs, ours, source):
+    """Raises InputError where two networks read pixels, or normalise tokens, differently."""
+    for name in ("mean", "std", "layer_norm_epsilon"):
+        old, new = getattr(theirs, name, None), getattr(ours, name, None)
+        if None not in (old, new) and old != new:
+            given = ",".join(map(str, old)) if isinstance(old, tuple) else old
+            raise InputError(
+                f"{source} was trained with {name} {old}, not {new}; give --{name}={given}"
+            )
+
+
+def _load_run(run_dir, which="last"):
+    """The network of a run with its weights."""
     network = build_network(rundir.read_config(run_dir)["config"].network)
     path = rundir.weights_path(run_dir, which)
     try:

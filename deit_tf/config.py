@@ -95,13 +95,12 @@ class _Facts:
             _check(field, value)
 
 
-def _check_pixels(network):
+def _check_pixels(mean, std, prefix=""):
     """Raises InputError where the constants of normalisation are not three usable numbers."""
-    for name, smallest in (("mean", -math.inf), ("std", 0.0)):
-        values = getattr(network, name)
+    for name, values, smallest in (("mean", mean, -math.inf), ("std", std, 0.0)):
         if len(values) != 3 or not all(v > smallest and math.isfinite(v) for v in values):
             raise InputError(
-                f"{name} is {values}; it must be three numbers (red, green, blue) in units of 0–1"
+                f"{prefix}{name} is {values}; it must be three numbers (red, green, blue) in units of 0–1"
                 + (", each above 0" if name == "std" else "")
             )
 
@@ -130,7 +129,7 @@ class DeiTConfig(_Facts):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_pixels(self)
+        _check_pixels(self.mean, self.std)
         if self.image_size % self.patch_size:
             raise InputError(
                 f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}"
@@ -185,7 +184,7 @@ class RegNetYConfig(_Facts):
 
     def __post_init__(self):
         super().__post_init__()
-        _check_pixels(self)
+        _check_pixels(self.mean, self.std)
 
 
 def _regnety(width, slope, multiplier, group_width, depth):
@@ -316,7 +315,22 @@ class DistillConfig(_Facts):
         choices=("hard", "soft", "none"),
     )
     teacher: str = fact(
-        "", "Run directory of the teacher; needed unless distillation is none.", free=True
+        "",
+        "The teacher: a run directory, keras_cv:DIR (a preset), keras.applications:NAME, a .keras"
+        " file or a SavedModel; needed unless distillation is none.",
+        free=True,  # it is known by its digest
+    )
+    teacher_mean: tuple = fact(
+        (), "Mean that a .keras or SavedModel teacher wants subtracted, red,green,blue in 0–1."
+    )
+    teacher_std: tuple = fact(
+        (), "Deviation that such a teacher wants divided by, red,green,blue in 0–1."
+    )
+    teacher_image_size: int = fact(
+        0,
+        "Side of what the teacher sees, pixels; 0 is the student's, or the teacher's own where that"
+        " is fixed.",
+        at_least=0,
     )
     alpha: float = fact(0.5, "Weight of the distillation loss in the sum.", at_least=0, at_most=1)
     tau: float = fact(1.0, "Temperature of soft distillation.", above=0)
@@ -334,12 +348,22 @@ class DistillConfig(_Facts):
                 f"distillation is {self.distillation} but teacher is empty; name a trained run by"
                 " --teacher=RUN_DIR, or say --distillation=none"
             )
+        if bool(self.teacher_mean) != bool(self.teacher_std):
+            raise InputError("give both teacher_mean and teacher_std, or none of them")
+        if self.teacher_mean:
+            _check_pixels(self.teacher_mean, self.teacher_std, "teacher_")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig(_Facts):
-    """AdamW and its schedule. Reference: Touvron et al. 2021, table 9."""
+    """The optimizer and its schedule. Reference: Touvron et al. 2021, table 9."""
 
+    optimizer: str = fact(
+        "adamw",
+        "adamw, or sgd: with Nesterov's momentum and weight decay in the gradient, as PyTorch's.",
+        choices=("adamw", "sgd"),
+    )
+    momentum: float = fact(0.9, "Momentum of sgd.", at_least=0, at_most=0.9999)
     epochs: int = fact(
         300,
         "Passes over the training images.",
@@ -358,7 +382,7 @@ class OptimizerConfig(_Facts):
     warmup_epochs: float = fact(5.0, "Epochs of linear warm-up.", at_least=0)
     warmup_lr: float = fact(1e-6, "Learning rate at the first step; not scaled.", at_least=0)
     min_lr: float = fact(1e-5, "Learning rate at the last step; not scaled.", at_least=0)
-    weight_decay: float = fact(0.05, "Decoupled weight decay.", at_least=0)
+    weight_decay: float = fact(0.05, "Weight decay; decoupled in adamw.", at_least=0)
     decay_dist_token: bool = fact(
         True,
         "Whether weight decay falls on the distillation token, as in the released code.",
@@ -381,6 +405,23 @@ class RunConfig(_Facts):
 
     seed: int = fact(
         0, "Seed of the weights, the order and every draw.", at_least=0, at_most=2**32 - 1
+    )
+    init_from: str = fact(
+        "",
+        "Weights to start from: a run directory, or a .safetensors or PyTorch file; another"
+        " resolution, other classes and a distillation token are adapted.",
+        free=True,  # it is known by its digest
+    )
+    pos_embed_resize: str = fact(
+        "bicubic",
+        "How init_from's position embedding is resized: bicubic (as released), antialias (timm's)"
+        " or bilinear.",
+        choices=("bicubic", "antialias", "bilinear"),
+    )
+    train_mode: bool = fact(
+        True,
+        "Whether training drops paths and renews batch statistics; --notrain_mode fine-tunes as"
+        " the code of 2021 did.",
     )
     precision: str = fact(
         "auto",

@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras import ops
 
 from deit_tf import losses, model
-from deit_tf.config import DeiTConfig, DistillConfig, InputError
+from deit_tf.config import DistillConfig, InputError
 
 
 class Distiller(keras.Model):
@@ -26,16 +26,25 @@ class Distiller(keras.Model):
       teacher: a network, where `config.distillation` is not "none".
       fusion: how both heads are read together, see `model.fuse`.
       average: an `optimizer.Average` of the student, which then is what is evaluated, or None.
+      train_mode: whether the student drops paths and renews its batch statistics in training.
 
     Raises:
-      InputError: a teacher is missing, has another number of classes than the student, or cannot
-        take its images.
+      InputError: a teacher is missing, or has another number of classes than the student.
 
     Reference: Touvron et al. 2021, section 4.
     """
 
-    def __init__(self, student, config=None, teacher=None, fusion="logits", average=None):
+    def __init__(
+        self,
+        student,
+        config=None,
+        teacher=None,
+        fusion="logits",
+        average=None,
+        train_mode=True,
+    ):
         super().__init__(name="distiller")
+        self.train_mode = train_mode
         self.student, self.config = student, config or DistillConfig()
         self.fusion, self.average = fusion, average
         self.teach = None
@@ -131,7 +140,7 @@ class Distiller(keras.Model):
         """
         teacher_logits = self.teach(image) if self.teach else None
         with tf.GradientTape() as tape:
-            logits = self.student(image, keep=keep, training=True)
+            logits = self.student(image, keep=keep, training=self.train_mode)
             terms = self.losses_of(logits, label, teacher_logits)
             # Keras' optimizer sums the gradients of the replicas, so each gives its share.
             share = ops.mean(terms["loss"]) / self.distribute_strategy.num_replicas_in_sync
@@ -219,6 +228,3 @@ def _check_teacher(student, teacher):
     ours, theirs = student.config.num_classes, teacher.config.num_classes
     if ours != theirs:
         raise InputError(f"the teacher has {theirs} classes, the student {ours}")
-    ours, theirs = student.config.image_size, teacher.config.image_size
-    if isinstance(teacher.config, DeiTConfig) and ours != theirs:
-        raise InputError(f"the teacher, a DeiT, takes {theirs} pixels, the student {ours}")

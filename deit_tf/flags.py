@@ -68,6 +68,18 @@ def define_config(flag_values=FLAGS):
     Args:
       flag_values: where to; the command line's own by default.
     """
+    define_network(flag_values)
+    for section in config.SECTIONS.values():
+        for field in dataclasses.fields(section):
+            _define_field(field, field.default, flag_values)
+
+
+def define_network(flag_values=FLAGS):
+    """Defines --model and the flags of every network.
+
+    Args:
+      flag_values: where to; the command line's own by default.
+    """
     flags.DEFINE_string(
         "model",
         None,
@@ -79,9 +91,13 @@ def define_config(flag_values=FLAGS):
         for field in dataclasses.fields(family):
             if field.name not in flag_values:
                 _define_field(field, None, flag_values)
-    for section in config.SECTIONS.values():
-        for field in dataclasses.fields(section):
-            _define_field(field, field.default, flag_values)
+
+
+def given_network(flag_values=FLAGS):
+    """The fields of a network that the command line names, by `define_network`."""
+    names = sorted({field.name for family in _FAMILIES for field in dataclasses.fields(family)})
+    given = {name: flag_values[name].value for name in names}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def config_from_flags(flag_values=FLAGS):
@@ -101,15 +117,13 @@ def config_from_flags(flag_values=FLAGS):
             "no model: give --model=NAME or a --flagfile that does, as"
             " --flagfile=deit_tf/configs/digits_teacher.flags"
         )
-    names = sorted({field.name for family in _FAMILIES for field in dataclasses.fields(family)})
-    given = {name: flag_values[name].value for name in names}
-    given = {name: value for name, value in given.items() if value is not None}
     sections = {
         name: cls(**{f.name: flag_values[f.name].value for f in dataclasses.fields(cls)})
         for name, cls in config.SECTIONS.items()
     }
     model = flag_values.model
-    return config.Config(model, config.network(model, **given), **sections)
+    network = config.network(model, **given_network(flag_values))
+    return config.Config(model, network, **sections)
 
 
 def define_data(*names):

@@ -10,6 +10,45 @@ from deit_tf.config import InputError
 _IMAGENET = pathlib.Path(__file__).parent / "imagenet_labels.txt"
 
 
+def imagenet():
+    """ImageNet's WordNet ids in the order of their numbers -> their words."""
+    return dict(line.split("\t") for line in _IMAGENET.read_text().splitlines())
+
+
+def listed(count, path=""):
+    """The classes of a network that brings no data set, and the names that people read.
+
+    Args:
+      count: number of classes.
+      path: a text file with one name a line, or with lines "CLASS<tab>name", in the order of the
+        classes; "" for 1000 classes is ImageNet's.
+
+    Returns:
+      Two tuples of texts.
+
+    Raises:
+      InputError: no file for other classes than ImageNet's, or one that does not fit.
+    """
+    if not path:
+        words = imagenet()
+        if count != len(words):
+            raise InputError(
+                f"the network has {count} classes; name them by --labels=FILE, one a line in their"
+                " order"
+            )
+        return tuple(words), tuple(words.values())
+    lines = _lines(path)
+    if lines and all("\t" in line for line in lines):
+        classes = tuple(line.split("\t", 1)[0] for line in lines)
+    else:
+        classes = tuple(line.strip() for line in lines)
+    if len(classes) != count:
+        raise InputError(
+            f"labels: {path} holds {len(classes)} names, but the network has {count} classes"
+        )
+    return classes, names(classes, path)
+
+
 def names(classes, path=""):
     """The names that people read, for the classes as a data set calls them.
 
@@ -27,19 +66,15 @@ def names(classes, path=""):
     """
     if path:
         return _from_file(classes, path)
-    imagenet = dict(line.split("\t") for line in _IMAGENET.read_text().splitlines())
-    if list(classes) == list(imagenet):
-        return tuple(imagenet.values())
+    words = imagenet()
+    if list(classes) == list(words):
+        return tuple(words.values())
     return tuple(classes)
 
 
 def _from_file(classes, path):
     """The names that a file gives to the classes."""
-    try:
-        lines = pathlib.Path(path).read_text("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"labels: {path} cannot be read: {error}") from error
-    named = _names(classes, path, [line for line in lines if line.strip()])
+    named = _names(classes, path, _lines(path))
     twice = [name for name, count in collections.Counter(named).items() if count > 1]
     if twice or not all(named):
         raise InputError(
@@ -47,6 +82,15 @@ def _from_file(classes, path):
             " every class needs a name of its own"
         )
     return named
+
+
+def _lines(path):
+    """The lines of a file that are not empty."""
+    try:
+        lines = pathlib.Path(path).read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"labels: {path} cannot be read: {error}") from error
+    return [line for line in lines if line.strip()]
 
 
 def _names(classes, path, lines):

@@ -2,6 +2,7 @@
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from deit_tf import schedule
 
@@ -23,8 +24,8 @@ def without_decay(variables, decay_dist_token):
     return [v for v in variables if len(v.shape) <= 1 or v.name in tokens]
 
 
-class AdamW(keras.optimizers.AdamW):
-    """Keras' AdamW that can limit the gradient of the whole batch.
+class _Clipped:
+    """Lets a Keras optimizer limit the gradient of the whole batch.
 
     Keras' own `global_clipnorm` limits each replica's part before they are summed, which is
     another update on every number of replicas.
@@ -51,6 +52,44 @@ class AdamW(keras.optimizers.AdamW):
         gradients, variables = zip(*summed, strict=True)
         clipped, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
         return list(zip(clipped, variables, strict=True))
+
+
+class AdamW(_Clipped, keras.optimizers.AdamW):
+    """Keras' AdamW, with `clip_norm`."""
+
+
+class SGD(_Clipped, keras.optimizers.SGD):
+    """PyTorch's SGD: momentum that holds the gradient, weight decay in it, and `clip_norm`.
+
+    Keras' own multiplies the rate into the momentum, so that a schedule reaches the weights late,
+    and its weight decay is decoupled.
+
+    Args:
+      *args: Keras'.
+      l2: weight decay, added to the gradient.
+      **kwargs: Keras'.
+    """
+
+    def __init__(self, *args, l2=0.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.l2, self._not_decayed = l2, ()
+
+    def exclude_from_weight_decay(self, var_list):
+        """Names the variables, after `build`, that are not decayed."""
+        self._not_decayed = {self._get_variable_index(variable) for variable in var_list}
+
+    def update_step(self, gradient, variable, learning_rate):
+        """One variable's update: m ← momentum·m + g; w ← w - rate·(g + momentum·m)."""
+        rate = ops.cast(learning_rate, variable.dtype)
+        gradient = ops.cast(gradient, variable.dtype)
+        index = self._get_variable_index(variable)
+        if self.l2 and index not in self._not_decayed:
+            gradient = gradient + self.l2 * variable
+        if self.momentum:
+            held = self.momentums[index]
+            self.assign(held, self.momentum * held + gradient)
+            gradient = gradient + self.momentum * held if self.nesterov else held
+        self.assign_sub(variable, rate * gradient)
 
 
 class Average:
@@ -87,7 +126,7 @@ def build(config, batch_size, steps_per_epoch, variables):
       variables: the network's trainable variables.
 
     Returns:
-      An `AdamW`. Its epsilon is PyTorch's default, 1e-8.
+      An `AdamW`, whose epsilon is PyTorch's default, 1e-8, or an `SGD`.
 
     Reference: Touvron et al. 2021, table 9.
     """
@@ -99,6 +138,13 @@ def build(config, batch_size, steps_per_epoch, variables):
         total_steps=config.epochs * steps_per_epoch,
         epoch_steps=steps_per_epoch,
     )
+    excluded = without_decay(variables, config.decay_dist_token)
+    if config.optimizer == "sgd":
+        momentum = {"momentum": config.momentum, "nesterov": config.momentum > 0}
+        optimizer = SGD(rate, clip_norm=config.clip_norm, l2=config.weight_decay, **momentum)
+        optimizer.build(variables)
+        optimizer.exclude_from_weight_decay(var_list=excluded)
+        return optimizer
     optimizer = AdamW(
         rate,
         clip_norm=config.clip_norm,
@@ -107,7 +153,6 @@ def build(config, batch_size, steps_per_epoch, variables):
         beta_2=0.999,
         epsilon=1e-8,
     )
-    excluded = without_decay(variables, config.decay_dist_token)
     optimizer.exclude_from_weight_decay(var_list=excluded)
     optimizer.build(variables)
     return optimizer

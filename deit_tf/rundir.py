@@ -1,5 +1,7 @@
 """A run directory: what a run is and where it stands. Standard library only.
 
+A run holds these; one that `convert` made holds config.json and network.weights.h5 alone.
+
 config.json            the configuration, the data's facts, class names, versions
 history.csv            one row an epoch
 curves.png             the same as a picture
@@ -69,7 +71,12 @@ def weights_path(run_dir, which="last"):
 
 
 def digest(path):
-    """Hexadecimal SHA-256 of a file."""
+    """Hexadecimal SHA-256 of a file; of a folder, of its files' names and digests."""
+    path = pathlib.Path(path)
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        lines = [f"{file.relative_to(path)} {digest(file)}" for file in files]
+        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -113,6 +120,24 @@ def begin(run_dir, config, facts, classes, labels):
         write(path / "config.json", json.dumps(record, indent=2) + "\n")
     except OSError as error:
         raise InputError(f"run directory {run_dir} cannot be written: {error}") from error
+
+
+def initial_facts(init_from):
+    """What identifies the weights that a run starts from, for config.json.
+
+    Args:
+      init_from: a run directory, a file, or "".
+
+    Returns:
+      {} or {"init_from_sha256": digest}.
+
+    Raises:
+      InputError: there is no such run or file.
+    """
+    if not init_from:
+        return {}
+    path = pathlib.Path(init_from)
+    return {"init_from_sha256": digest(path if path.is_file() else weights_path(path))}
 
 
 def check_same(run_dir, config, facts):

@@ -1,55 +1,126 @@
-"""The teacher: a trained network, frozen, that normalises its own input."""
+"""The teacher: a trained network, frozen, that takes raw pixels and sees its own resolution."""
 
-from deit_tf import rundir
+import dataclasses
+
+import keras
+import numpy as np
+from absl import logging
+from keras import ops
+
+from deit_tf import checkpoint, foreign, model, resize, rundir, teacher_facts
 from deit_tf.config import InputError
 
 
-def load_teacher(config):
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What a teacher is to its student: the student's resolution, its classes, one head."""
+
+    image_size: int
+    num_classes: int
+    distilled: bool = False
+
+
+class Teacher(keras.Model):
+    """A network behind what its input needs: its own resolution and normalisation.
+
+    Args:
+      opened: a `foreign.Opened`.
+      image_size: side of the images that come, the student's.
+      sees: side of what the network sees; a batch is resized, bicubic and antialiased.
+      mean: three numbers in units of 0–1, or () where the network normalises for itself.
+      std: likewise.
+
+    Raises:
+      InputError: the network cannot take such images, or answers no classes.
+    """
+
+    def __init__(self, opened, image_size, sees, mean=(), std=(), name="teacher"):
+        super().__init__(name="teacher", autocast=False)
+        self.network, self.answer = opened.network, opened.answer
+        self.scale = 1.0 / (255.0 * np.float32(std)) if std else None
+        self.offset = -np.float32(mean) / np.float32(std) if std else None
+        self.matrix = None
+        if sees != image_size:
+            self.matrix = resize.matrix(image_size, sees, "antialias").astype(np.float32)
+        shape = (2, image_size, image_size, 3)
+        noise = np.random.RandomState(0).uniform(0, 255, shape).astype(np.float32)
+        classes, self.probabilities = foreign.try_out(self._answer, noise, name)
+        self.config = Facts(image_size, classes)
+        self.trainable, self.built = False, True
+
+    def _answer(self, image):
+        """What the network says of raw pixels."""
+        image = ops.cast(image, "float32")
+        if self.matrix is not None:
+            image = ops.einsum("ai,bj,nijc->nabc", self.matrix, self.matrix, image)
+        if self.scale is not None:
+            image = image * self.scale + self.offset
+        return self.answer(image)
+
+    def call(self, image, training=False):
+        """Logits.
+
+        Args:
+          image: [B, S, S, 3] of the student's S, 0–255.
+          training: Keras'; the teacher never trains.
+
+        Returns:
+          {"cls": float32 [B, K]}; for a network that answers probabilities their logarithms, which
+          are logits that have the same softmax at any temperature.
+        """
+        found = ops.cast(self._answer(image), "float32")
+        return {"cls": ops.log(ops.maximum(found, 1e-30)) if self.probabilities else found}
+
+
+def load_teacher(config, image_size):
     """The teacher of a distillation.
 
     Args:
       config: a `config.DistillConfig`.
+      image_size: the student's.
 
     Returns:
-      None where nothing is distilled, else a `keras.Model`: image [B, S, S, 3], 0–255 ->
-      {"cls": [B, K]}.
+      None where nothing is distilled, else a `Teacher`.
 
     Raises:
-      InputError: its run directory is missing or not trained.
+      InputError: it is missing, damaged, or cannot teach such a student.
     """
     if config.distillation == "none":
         return None
-    from deit_tf import checkpoint  # seconds of Keras, which `facts` need not wait for
-
-    network = checkpoint.load(config.teacher)
-    network.trainable = False
-    return network
-
-
-def facts(config, classes):
-    """What identifies the teacher, for config.json.
-
-    Args:
-      config: a `config.DistillConfig`.
-      classes: the student's data set's own names of its classes.
-
-    Returns:
-      {} where nothing is distilled, else {"teacher_sha256": digest of its weights}.
-
-    Raises:
-      InputError: the teacher knows other classes, or the same in another order.
-    """
-    if config.distillation == "none":
-        return {}
-    theirs = rundir.read_config(config.teacher)["classes"]
-    if len(theirs) != len(classes):
+    kind, wanted = teacher_facts.kind_of(config), config.teacher_image_size or image_size
+    name = config.teacher
+    if kind == "run":
+        opened = _open_run(name)
+    elif kind == "keras_cv":
+        opened = foreign.open_keras_cv(name.removeprefix(teacher_facts.KERAS_CV))
+    elif kind == "application":
+        name = name.removeprefix(teacher_facts.APPLICATION)
+        opened = foreign.open_application(name, image_size=wanted)
+    elif kind == "keras":
+        opened = foreign.open_keras_file(name)
+    else:
+        opened = foreign.open_saved_model(name)
+    if opened.image_size and config.teacher_image_size not in (0, opened.image_size):
         raise InputError(
-            f"the teacher has {len(theirs)} classes, the student {len(classes)}; give a teacher"
-            " that was trained on the same classes"
+            f"teacher_image_size is {config.teacher_image_size}, but teacher {config.teacher} takes"
+            f" {opened.image_size} pixels alone; leave the flag away"
         )
-    if theirs != list(classes):
-        raise InputError(
-            f"the teacher's classes ({', '.join(theirs[:3])}, …) are not the student's"
-            f" ({', '.join(classes[:3])}, …), or not in their order"
-        )
-    return {"teacher_sha256": rundir.digest(rundir.weights_path(config.teacher))}
+    sees = opened.image_size or wanted
+    teacher = Teacher(
+        opened, image_size, sees, config.teacher_mean, config.teacher_std, config.teacher
+    )
+    kind = "probabilities" if teacher.probabilities else "logits"
+    logging.info("teacher %s sees %d pixels and answers %s", config.teacher, sees, kind)
+    return teacher
+
+
+def _open_run(run_dir):
+    """A network of ours; both its heads, if it has two, answer as one."""
+    network = checkpoint.load(run_dir)
+    fusion = rundir.read_config(run_dir)["config"].run.fusion
+    fixed = network.config.image_size if isinstance(network, model.DeiT) else None
+
+    def answer(image):
+        return model.fuse(network(image, training=False), fusion)
+
+    return foreign.Opened(network, answer, fixed)

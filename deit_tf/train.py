@@ -15,7 +15,7 @@ def train(config, run_dir, eval_only=False):
     Args:
       config: a `config.Config`.
       run_dir: the run directory, made if it is not there.
-      eval_only: True measures what the run has reached, and trains nothing.
+      eval_only: True measures what the run has reached, or starts from, and trains nothing.
 
     Returns:
       {"student": measured, "teacher": measured or None}; see `distiller.measure`.
@@ -25,7 +25,7 @@ def train(config, run_dir, eval_only=False):
         that cannot be read.
     """
     # What can be wrong is looked for before TensorFlow is imported, which takes seconds.
-    from deit_tf import rundir, source, teacher
+    from deit_tf import rundir, source, teacher_facts
 
     if config.run.replicas > 1:
         from deit_tf import devices
@@ -33,14 +33,19 @@ def train(config, run_dir, eval_only=False):
         devices.split_cpu(config.run.replicas)  # before a data set is prepared, which computes
     data = source.open_source(config.data)
     _check_classes(config, data)
-    facts = {**data.facts, **teacher.facts(config.distill, data.classes)}
+    facts = {
+        **data.facts,
+        **teacher_facts.facts(config.distill, data.classes),
+        **rundir.initial_facts(config.run.init_from),
+    }
     rundir.check_same(run_dir, config, facts)
-    if eval_only:
+    new = not rundir.steps(run_dir)
+    if eval_only and not (new and config.run.init_from):
         rundir.weights_path(run_dir)  # an error where there is none yet
 
     import keras
 
-    from deit_tf import checkpoint, dataset, devices, distiller, readable
+    from deit_tf import checkpoint, dataset, devices, distiller, readable, teacher
     from deit_tf import progress as progressing
 
     strategy = devices.strategy(config.run.replicas)
@@ -51,8 +56,12 @@ def train(config, run_dir, eval_only=False):
     steps = dataset.steps_per_epoch(data.train, config.data.batch_size)
 
     with strategy.scope():
-        taught_by = teacher.load_teacher(config.distill)
-        pair = _build(config, steps, taught_by)
+        taught_by = teacher.load_teacher(config.distill, config.network.image_size)
+        student = checkpoint.build_network(config.network)
+        if new and config.run.init_from:
+            for change in checkpoint.start(student, config.run, data.classes):
+                logging.info("from %s: %s", config.run.init_from, change)
+        pair = _build(student, config, steps, taught_by)
 
     if not eval_only:
         rundir.begin(run_dir, config, facts, data.classes, data.labels)
@@ -89,17 +98,18 @@ def train(config, run_dir, eval_only=False):
     return measured
 
 
-def _build(config, steps, taught_by):
+def _build(student, config, steps, taught_by):
     """The student with its teacher and optimizer, and with its average where that is asked for."""
     from deit_tf import checkpoint, distiller, optimizer
 
     facts = config.optimizer
-    student = checkpoint.build_network(config.network)
     average = None
     if facts.ema_decay:
         copy = checkpoint.build_network(config.network)
         average = optimizer.Average(student, copy, facts.ema_decay)
-    pair = distiller.Distiller(student, config.distill, taught_by, config.run.fusion, average)
+    pair = distiller.Distiller(
+        student, config.distill, taught_by, config.run.fusion, average, config.run.train_mode
+    )
     adamw = optimizer.build(facts, config.data.batch_size, steps, student.trainable_variables)
     pair.compile(adamw, jit_compile=config.run.jit)
     return pair
@@ -161,5 +171,7 @@ def main(argv):
 if __name__ == "__main__":
     flags.define_config()
     flags.define_text("run_dir", None, "Where the run is kept; an unfinished one goes on.")
-    flags.define_switch("eval_only", "Measure what the run has reached, and train nothing.")
+    flags.define_switch(
+        "eval_only", "Measure what the run has reached, or starts from; train nothing."
+    )
     flags.run(main)

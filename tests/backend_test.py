@@ -28,15 +28,14 @@ np.savez(answers, **{head: np.asarray(value.detach() if hasattr(value, "detach")
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "regnety_160"])
-def test_answers_as_the_original(backend, name, golden, fill_golden, golden_image, tmp_path):
+def test_answers_as_the_original(backend, name, golden, golden_file, golden_image, tmp_path):
     if importlib.util.find_spec(backend) is None:
         pytest.skip(f"{backend} is not installed")
     import numpy as np
 
-    from deit_tf import checkpoint, config
+    from deit_tf import checkpoint
 
-    network = checkpoint.build_network(config.network(name))
-    fill_golden(network, name)
+    network = checkpoint.load(golden_file(name))
     image = golden_image(name)
     weights = {str(i): value for i, value in enumerate(network.get_weights())}
     np.savez(tmp_path / "weights.npz", image=image, **weights)

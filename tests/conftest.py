@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 import zlib
@@ -48,53 +47,56 @@ def golden():
         return dict(stored)
 
 
+_TOKENS = ("cls_token", "dist_token", "distillation_token", "pos_embed", "position_embeddings")
+
+
 def _golden_tensor(name, shape):
     """A tensor of a golden model: a function of its name and shape."""
+    if name.endswith("num_batches_tracked"):
+        return np.zeros(shape, np.int64)
     normal = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
     normal = normal.astype(np.float32)
     if name.endswith("running_var"):
         return 1 + 0.1 * np.abs(normal)
     if name.endswith(("running_mean", "bias")):
         return 0.1 * normal
-    if name.endswith(("cls_token", "dist_token", "pos_embed")):
+    if name.endswith(_TOKENS):
         return 0.5 * normal
     if len(shape) == 1:
         return 1 + 0.1 * normal
-    return normal / np.sqrt(np.prod(shape[1:]))
-
-
-def _official_name(path):
-    """`deit/blocks_0/attn/qkv/kernel` -> `blocks.0.attn.qkv.weight`."""
-    name = path.split("/", 1)[1].replace("tokens/", "").replace("/", ".")
-    name = re.sub(r"^blocks_(\d+)", r"blocks.\1", name)
-    name = re.sub(r"^s(\d)_b(\d+)", r"s\1.b\2", name)
-    name = re.sub(r"(kernel|gamma)$", "weight", name)
-    name = re.sub(r"beta$", "bias", name)
-    return name.replace("moving_", "running_").replace("variance", "var")
-
-
-def _fill_golden(network, model):
-    """Puts a golden model's weights into a network of ours."""
-    shapes = json.loads((DATA / "state_dicts.json").read_text())[model]
-    left = {name for name in shapes if not name.endswith("num_batches_tracked")}
-    for weight in network.weights:
-        name = _official_name(weight.path)
-        if name.startswith("head.") and name not in shapes:
-            name = name.replace("head.", "head.fc.")
-        value = _golden_tensor(name, shapes[name])
-        if value.ndim == 4:
-            value = value.transpose(2, 3, 1, 0)
-        elif value.ndim == 2:
-            value = value.T
-        weight.assign(value)
-        left.remove(name)
-    assert not left
+    return normal / np.float32(np.sqrt(np.prod(shape[1:])))
 
 
 @pytest.fixture(scope="session")
-def fill_golden():
-    """Function (network, model name): puts a golden model's weights into a network."""
-    return _fill_golden
+def golden_tensor():
+    """Function (name, shape): the tensor that a golden answer was made with."""
+    return _golden_tensor
+
+
+@pytest.fixture(scope="session")
+def golden_tensors():
+    """Function (model name): {name: array}, a golden model's state dict in PyTorch's layout."""
+    shapes = json.loads((DATA / "state_dicts.json").read_text())
+    return lambda model: {name: _golden_tensor(name, shape) for name, shape in shapes[model].items()}
+
+
+@pytest.fixture(scope="session")
+def golden_file(golden_tensors, tmp_path_factory):
+    """Function (model name): the same as a .safetensors file."""
+    import safetensors.numpy
+
+    folder = tmp_path_factory.mktemp("golden")
+
+    def write(model):
+        path = folder / f"{model}.safetensors"
+        if not path.exists():
+            tensors = golden_tensors(model)
+            safetensors.numpy.save_file(
+                {name: np.ascontiguousarray(value) for name, value in tensors.items()}, path
+            )
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="session")

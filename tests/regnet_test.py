@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from deit_tf import config, regnet
+from deit_tf import checkpoint, config, regnet
 
 
 def test_stages_are_the_published():
@@ -28,11 +28,9 @@ def test_has_the_published_number_of_parameters(name, parameters):
     assert sum(np.prod(v.shape) for v in network.trainable_variables) == parameters
 
 
-def test_regnety_160_answers_as_the_original(golden, fill_golden, golden_image):
+def test_regnety_160_answers_as_the_original(golden, golden_file, golden_image):
     name = "regnety_160"
-    facts = config.network(name, mean=(0.0,) * 3, std=(1 / 255,) * 3)
-    network = regnet.build_regnety(facts)
-    fill_golden(network, name)
+    network = checkpoint.load(golden_file(name), mean=(0.0,) * 3, std=(1 / 255,) * 3)
     image = golden_image(name)
     stem = network.stem(network.normalize(image), training=False)
     _assert_near(np.mean(stem, axis=(1, 2)), golden[f"{name}/stem_mean"])
