@@ -100,8 +100,8 @@ def _check_pixels(mean, std, prefix=""):
     for name, values, smallest in (("mean", mean, -math.inf), ("std", std, 0.0)):
         if len(values) != 3 or not all(v > smallest and math.isfinite(v) for v in values):
             raise InputError(
-                f"{prefix}{name} is {values}; it must be three numbers (red, green, blue) in units of 0–1"
-                + (", each above 0" if name == "std" else "")
+                f"{prefix}{name} is {values}; it must be three numbers (red, green, blue) in units"
+                " of 0–1" + (", each above 0" if name == "std" else "")
             )
 
 

@@ -77,7 +77,9 @@ def golden_tensor():
 def golden_tensors():
     """Function (model name): {name: array}, a golden model's state dict in PyTorch's layout."""
     shapes = json.loads((DATA / "state_dicts.json").read_text())
-    return lambda model: {name: _golden_tensor(name, shape) for name, shape in shapes[model].items()}
+    return lambda model: {
+        name: _golden_tensor(name, shape) for name, shape in shapes[model].items()
+    }
 
 
 @pytest.fixture(scope="session")
