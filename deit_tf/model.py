@@ -195,17 +195,26 @@ class Fuse(keras.layers.Layer):
         return {**super().get_config(), "fusion": self.fusion}
 
 
-def classifier(model, fusion="logits"):
-    """One fused tensor of logits, for a plain `compile`, `fit` and `predict`.
+def classifier(model, fusion="logits", activation=None):
+    """One fused tensor, for a plain `compile`, `fit` and `predict`.
 
     Args:
-      model: what `build_deit` returned (its weights are shared).
+      model: a network, from `build_deit` or `checkpoint.load` (its weights are shared).
       fusion: see `fuse`.
+      activation: None answers logits; "softmax" probabilities, as `sparse_categorical_crossentropy`
+        by its name expects them.
 
     Returns:
-      A `keras.Model`: image [B, S, S, 3], 0–255 -> logits float32 [B, K].
+      A `keras.Model`: image [B, S, S, 3], 0–255 -> float32 [B, K].
+
+    Raises:
+      config.InputError: another activation.
     """
+    if activation not in (None, "softmax"):
+        raise configuration.InputError(f"activation is {activation!r}; give None or 'softmax'")
     side = model.config.image_size
     image = keras.Input((side, side, 3), name="image")
-    logits = Fuse(fusion, name="logits")(model(image))
-    return keras.Model(image, logits, name="classifier")
+    answer = Fuse(fusion, name="logits")(model(image))
+    if activation:
+        answer = keras.layers.Softmax(dtype="float32", name="probabilities")(answer)
+    return keras.Model(image, answer, name="classifier")

@@ -108,6 +108,7 @@ def test_what_is_free_is_known():
         "data_dir",
         "dataset",
         "epochs",
+        "init_from",
         "jit",
         "labels",
         "replicas",

@@ -1,12 +1,15 @@
 """What a person does wrong, done to the real commands: one line that helps, and nothing written."""
 
 import concurrent.futures
+import importlib.util
 import json
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import tensorflow as tf
 
-from deit_tf import checkpoint, config, optimizer, rundir, source
+from deit_tf import checkpoint, config, optimizer, rundir, source, torch_weights, weights
 
 NANO = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
 STUDENT = (
@@ -18,6 +21,12 @@ GOOD = f"{FOLDER} --dataset=folder:{{world}}/good"
 TAUGHT = f"train {GOOD} --distillation=hard --teacher="
 # Nothing listens at port 9: as if there were no network.
 NO_NETWORK = {"https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+
+NO_TORCH = ""
+if importlib.util.find_spec("torch") is None:
+    NO_TORCH = "is a PyTorch file, and PyTorch is not installed; pip install torch, or give"
+NANO_FLAGS = "--model=deit --image_size=8 --patch_size=4 --width=8 --depth=1 --heads=2"
+NANO_FLAGS += " --num_classes=2"
 
 # What is typed; what the line must say: what was given, what is allowed, what to do.
 CASES = {
@@ -141,6 +150,72 @@ CASES = {
         f"train {GOOD} --run_dir={{world}}/bare_run",
         "bare_run is no run directory: it has no config.json",
     ),
+    "weights to start from that are not there": (
+        f"train {GOOD} --init_from={{new}}",
+        "is no run directory: it has no config.json",
+    ),
+    "weights to start from of another width": (
+        f"train {GOOD} --init_from={{world}}/nano.safetensors --width=16",
+        "nano.safetensors does not fit the network: of another shape: patch_embed.proj.weight"
+        " (4, 4, 3, 8) for (4, 4, 3, 16)",
+    ),
+    "weights to start from with another mean": (
+        f"train {GOOD} --init_from={{world}}/run --mean=0.5,0.5,0.5",
+        "run was trained with mean (0.485, 0.456, 0.406), not (0.5, 0.5, 0.5); give --mean=0.485,"
+        "0.456,0.406",
+    ),
+    "teacher without constants": (
+        f"{TAUGHT}{{world}}/saved",
+        "saved does not say how its pixels are normalised; give --teacher_mean and --teacher_std",
+    ),
+    "teacher with constants of its own": (
+        f"{TAUGHT}{{world}}/run --teacher_mean=0,0,0 --teacher_std=1,1,1",
+        "run has its own normalisation; leave teacher_mean and teacher_std away",
+    ),
+    "teacher of ImageNet for other classes": (
+        f"{TAUGHT}keras.applications:ResNet50",
+        "the teacher has 1000 classes, the student 2; give a teacher that was trained on the same",
+    ),
+    "teacher that is a damaged SavedModel": (
+        f"{TAUGHT}{{world}}/saved --teacher_mean=0,0,0 --teacher_std=1,1,1",
+        "saved is no SavedModel that can be loaded here",
+    ),
+    "conversion of nothing": ("convert --run_dir={new}", "no weights; give --weights=FILE"),
+    "conversion of no file": ("convert --weights={new}.pth --run_dir={new}", "there is no file"),
+    "conversion of another kind of file": (
+        "convert --weights={world}/names.txt --run_dir={new}",
+        "names.txt is no file of weights: give a .safetensors, .pth, .pt, .bin or .ckpt file",
+    ),
+    "conversion of a cut file": (
+        "convert --weights={world}/cut.safetensors --run_dir={new}",
+        "cut.safetensors is no whole safetensors file",
+    ),
+    "conversion into what is there": (
+        "convert --weights={world}/nano.safetensors --run_dir={world}/run",
+        "run holds something already; give another --run_dir, or remove it",
+    ),
+    "conversion without names of classes": (
+        f"convert --weights={{world}}/nano.safetensors {NANO_FLAGS} --run_dir={{new}}",
+        "the network has 2 classes; name them by --labels=FILE, one a line in their order",
+    ),
+    "conversion with names that do not fit": (
+        f"convert --weights={{world}}/nano.safetensors {NANO_FLAGS} --labels={{world}}/names.txt"
+        " --run_dir={new}",
+        "names.txt holds 3 names, but the network has 2 classes",
+    ),
+    "conversion to fewer classes": (
+        f"convert --weights={{world}}/nano.safetensors {NANO_FLAGS} --num_classes=3"
+        " --labels={world}/names.txt --run_dir={new}",
+        "does not fit the network: of another shape: head.weight (8, 2) for (8, 3)",
+    ),
+    "conversion to an unknown model": (
+        "convert --weights={world}/nano.safetensors --model=deit_tiny --run_dir={new}",
+        "'deit_tiny' is not known; did you mean deit_tiny_patch16_224",
+    ),
+    "published weights and no network": (
+        "convert --weights=deit_tiny_patch16_224 --run_dir={new}",
+        NO_TORCH or "cannot be downloaded (",
+    ),
     "nothing to evaluate": (
         f"train {GOOD} --eval_only",
         "is no run directory: it has no config.json",
@@ -170,6 +245,7 @@ CASES = {
 ENVIRONMENT = {
     "another backend": {"KERAS_BACKEND": "jax"},
     "a network needed and not there": NO_NETWORK,
+    "published weights and no network": {**NO_NETWORK, "XDG_CACHE_HOME": "/proc/none"},
 }
 # A run directory is begun before the first image is read; it holds its configuration alone.
 BEGUN = ("unreadable training image", "unreadable evaluation image")
@@ -183,6 +259,21 @@ def _write_run(path, data, classes, facts):
     adamw = optimizer.build(whole.optimizer, 2, 4, built.trainable_variables)
     rundir.begin(path, whole, {**facts, "precision": "float32"}, classes, classes)
     checkpoint.Run(path).save(built, adamw)
+
+
+def _write_weights(path, network):
+    """A file of a network's weights as PyTorch's users have them."""
+    tensors = {
+        torch_weights.official_name(name): np.ascontiguousarray(
+            value.transpose(3, 2, 0, 1)
+            if value.ndim == 4
+            else value.T
+            if value.ndim == 2
+            else value
+        )
+        for name, value in weights.of(network).items()
+    }
+    safetensors.numpy.save_file(tensors, path)
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +305,10 @@ def world(tmp_path_factory):
     (root / "bare_run" / "config.json").unlink()
     _write_run(root / "other_teacher", data, "abc", facts)
     _write_run(root / "turned_teacher", data, "ba", facts)
+    _write_weights(root / "nano.safetensors", checkpoint.load(root / "run"))
+    (root / "cut.safetensors").write_bytes((root / "nano.safetensors").read_bytes()[:100])
+    (root / "saved").mkdir()
+    (root / "saved" / "saved_model.pb").write_bytes(b"cut")
     (root / "empty_run").mkdir()
     (root / "empty_run" / "config.json").write_bytes((root / "run" / "config.json").read_bytes())
     return root
