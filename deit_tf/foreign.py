@@ -206,9 +206,11 @@ def try_out(answer, image, name):
     Raises:
       InputError: it cannot take such images, or answers something else than [B, K] finite numbers.
     """
-    side = image.shape[1]
+    side, strategy = image.shape[1], tf.distribute.get_strategy()
     try:
-        found = answer(tf.constant(image))
+        # As in training: a SavedModel that was loaded for several replicas answers a replica alone.
+        found = strategy.run(answer, (tf.constant(image),))
+        found = strategy.experimental_local_results(found)[0]
     except Exception as error:  # whatever a network of others raises
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"teacher {name} cannot take images of {side} pixels: {reason}") from error

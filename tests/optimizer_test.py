@@ -79,3 +79,40 @@ def test_follows_the_schedule():
     assert float(adamw.learning_rate) == pytest.approx(5e-4)
     adamw.iterations.assign(40)
     assert float(adamw.learning_rate) == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize(("momentum", "clip_norm"), [(0.9, 0.0), (0.0, 0.0), (0.9, 0.5)])
+def test_updates_as_pytorchs_sgd(momentum, clip_norm):
+    deit = model.build_deit(NANO)
+    facts = config.OptimizerConfig(
+        optimizer="sgd",
+        momentum=momentum,
+        clip_norm=clip_norm,
+        epochs=2,
+        lr=0.1,
+        warmup_epochs=2.0,
+        warmup_lr=0.02,
+        min_lr=0.02,
+        weight_decay=0.3,
+    )
+    variables = deit.trainable_variables
+    sgd = optimizer.build(facts, 512, 2, variables)
+    expected = {v.path: np.asarray(v, np.float64) for v in variables}
+    held = dict.fromkeys(expected, 0.0)
+    rng = np.random.RandomState(0)
+    for step in range(3):
+        gradients = [rng.standard_normal(v.shape).astype(np.float32) for v in variables]
+        sgd.apply(gradients, variables)
+        norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in gradients))
+        rate = float(sgd.rate_at(step))
+        for v, gradient in zip(variables, gradients, strict=True):
+            gradient = gradient * (min(1.0, clip_norm / norm) if clip_norm else 1.0)
+            if len(v.shape) > 1 and v.name not in ("cls_token", "pos_embed"):
+                gradient = gradient + 0.3 * expected[v.path]
+            # torch.optim.SGD with nesterov, as its documentation states it.
+            held[v.path] = momentum * held[v.path] + gradient
+            update = gradient + momentum * held[v.path] if momentum else gradient
+            expected[v.path] = expected[v.path] - rate * update
+    assert float(sgd.rate_at(0)) != float(sgd.rate_at(2))  # a schedule reaches the weights at once
+    for v in variables:
+        np.testing.assert_allclose(np.asarray(v), expected[v.path], rtol=1e-5, atol=1e-6)
