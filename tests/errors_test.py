@@ -58,7 +58,10 @@ CASES = {
         "good has 2 classes, num_classes is 7; give --num_classes=2",
     ),
     "no teacher": (f"train {STUDENT} --distillation=hard", "name a trained run by --teacher="),
-    "teacher is no run": (f"{TAUGHT}{{new}}", "is no run directory: it has no config.json"),
+    "teacher is nothing": (
+        f"{TAUGHT}{{new}}",
+        "new is nothing that can teach; give a run directory, keras_cv:DIR",
+    ),
     "teacher of other classes": (
         f"{TAUGHT}{{world}}/other_teacher",
         "the teacher has 3 classes, the student 2; give a teacher that was trained on the same",
@@ -209,8 +212,8 @@ CASES = {
         "does not fit the network: of another shape: head.weight (8, 2) for (8, 3)",
     ),
     "conversion to an unknown model": (
-        "convert --weights={world}/nano.safetensors --model=deit_tiny --run_dir={new}",
-        "'deit_tiny' is not known; did you mean deit_tiny_patch16_224",
+        "convert --weights={world}/nano.safetensors --model=deit_tiny_patch --run_dir={new}",
+        "'deit_tiny_patch' is not known; did you mean deit_tiny_patch16_224",
     ),
     "published weights and no network": (
         "convert --weights=deit_tiny_patch16_224 --run_dir={new}",
