@@ -130,7 +130,7 @@ def _read_torch(path):
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "nsupported" in str(error) or "not an allowed global" in str(error):
+        if re.search("unsupported (global|class)", str(error), re.IGNORECASE):
             raise InputError(
                 f"{path} holds more than tensors and is not opened, for it could run code; save"
                 " its state_dict() alone"
