@@ -9,12 +9,15 @@ encoded bytes cross Python; decoding and pixels stay in tf.data.
 import functools
 import hashlib
 import math
+import os
 
 import numpy as np
 import tensorflow as tf
 
 from deit_tf import augment, mixing, preprocess
 from deit_tf.config import InputError
+
+_BATCHES_AHEAD = 2
 
 # What is drawn for an image. The name decides over the numbers, the place in this list does not.
 DRAWS = ("crop", "flip", "rotate_shift", "keep")
@@ -129,10 +132,14 @@ def _batches(positions, batch, read, kinds, shapes, work):
         return tuple(map(tf.ensure_shape, arrays, shapes))
 
     chunks = tf.data.Dataset.range(positions.start, positions.stop).batch(batch)
-    images = chunks.map(read_batch).unbatch().map(work, num_parallel_calls=tf.data.AUTOTUNE)
+    cores = len(os.sched_getaffinity(0))
+    images = chunks.map(read_batch).unbatch().map(work, num_parallel_calls=cores)
     batches = images.batch(batch, drop_remainder=True)
     known = tf.data.experimental.assert_cardinality(len(positions) // batch)
-    return batches.apply(known).prefetch(tf.data.AUTOTUNE)
+    options = tf.data.Options()
+    # Its thread, once it has run for minutes, sleeps up to one before it lets an iterator end.
+    options.autotune.enabled = False
+    return batches.apply(known).prefetch(_BATCHES_AHEAD).with_options(options)
 
 
 def _train_image(image_bytes, label, seeds, *, config):
