@@ -3,6 +3,7 @@
 Each function opens one kind. Import this module only where one is needed: it needs TensorFlow.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -32,6 +33,17 @@ class Opened:
     image_size: int | None
 
 
+@contextlib.contextmanager
+def _float32():
+    """Networks of others compute in float32: many take raw pixels, and bfloat16 holds 8 bits."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
 def open_keras_cv(path):
     """A classifier that was saved as a keras_cv preset in a folder; rescales for itself.
 
@@ -41,7 +53,8 @@ def open_keras_cv(path):
     import keras_cv
 
     try:
-        network = keras_cv.models.ImageClassifier.from_preset(str(path))
+        with _float32():
+            network = keras_cv.models.ImageClassifier.from_preset(str(path))
     except _DAMAGED as error:
         raise _cannot_open(f"keras_cv:{path}", "preset of a classifier", error) from error
     backbone = network.backbone
@@ -64,16 +77,14 @@ def open_application(name, weights="imagenet", image_size=None):
     module = _application_module(name)
     make = getattr(keras.applications, name)
     logits = {"classifier_activation": None}
-    precision = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")  # raw pixels would lose bits in bfloat16
     try:
-        network = make(weights=weights, **logits)
-        side = _side(network)
-        if image_size not in (None, side):
-            wanted = make(weights=None, input_shape=(image_size, image_size, 3), **logits)
-            if [w.shape for w in wanted.weights] == [w.shape for w in network.weights]:
-                wanted.set_weights(network.get_weights())
-                network = wanted
+        with _float32():
+            network = make(weights=weights, **logits)
+            if image_size not in (None, _side(network)):
+                wanted = make(weights=None, input_shape=(image_size, image_size, 3), **logits)
+                if [w.shape for w in wanted.weights] == [w.shape for w in network.weights]:
+                    wanted.set_weights(network.get_weights())
+                    network = wanted
     except Exception as error:  # Keras raises a bare one where a download fails
         if "URL fetch failure" not in str(error):
             raise
@@ -81,8 +92,6 @@ def open_application(name, weights="imagenet", image_size=None):
         raise InputError(
             f"the weights of keras.applications:{name} cannot be downloaded: {reason}"
         ) from error
-    finally:
-        keras.config.set_dtype_policy(precision)
 
     def answer(image):
         return network(module.preprocess_input(image), training=False)
@@ -118,7 +127,8 @@ def open_keras_file(path):
     from deit_tf import model, regnet  # noqa: F401  # our own layers are known to Keras then
 
     try:
-        network = keras.models.load_model(path, compile=False)
+        with _float32():
+            network = keras.models.load_model(path, compile=False)
     except _DAMAGED as error:
         raise _cannot_open(path, ".keras file", error) from error
 

@@ -3,6 +3,8 @@
 A run that was stopped goes on when the same command is given again.
 """
 
+import os
+
 from absl import logging
 
 from deit_tf import flags, report
@@ -25,7 +27,7 @@ def train(config, run_dir, eval_only=False):
         that cannot be read.
     """
     # What can be wrong is looked for before TensorFlow is imported, which takes seconds.
-    from deit_tf import rundir, source, teacher_facts
+    from deit_tf import rundir, source, teacher_facts, torch_weights
 
     if config.run.replicas > 1:
         from deit_tf import devices
@@ -33,6 +35,8 @@ def train(config, run_dir, eval_only=False):
         devices.split_cpu(config.run.replicas)  # before a data set is prepared, which computes
     data = source.open_source(config.data)
     _check_classes(config, data)
+    if os.path.isfile(config.run.init_from):
+        torch_weights.check(config.run.init_from)
     facts = {
         **data.facts,
         **teacher_facts.facts(config.distill, data.classes),

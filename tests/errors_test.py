@@ -157,6 +157,10 @@ CASES = {
         f"train {GOOD} --init_from={{new}}",
         "is no run directory: it has no config.json",
     ),
+    "weights to start from of another kind": (
+        f"train {GOOD} --init_from={{world}}/names.txt",
+        "names.txt is no file of weights: give a .safetensors, .pth, .pt, .bin or .ckpt file",
+    ),
     "weights to start from of another width": (
         f"train {GOOD} --init_from={{world}}/nano.safetensors --width=16",
         "nano.safetensors does not fit the network: of another shape: patch_embed.proj.weight"

@@ -1,5 +1,7 @@
 """Teachers of every kind, as real files: what they answer is what their own library answers."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
@@ -155,6 +157,28 @@ def test_an_application_preprocesses_for_itself_at_any_size(side):
     assert not found.probabilities
     assert found.config.num_classes == 1000
     np.testing.assert_allclose(found(image)["cls"], expected, atol=1e-5)
+
+
+def test_an_application_without_a_network_says_so(monkeypatch, tmp_path):
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    home = keras.config.keras_home() if hasattr(keras.config, "keras_home") else None
+    if home and list(pathlib.Path(home).glob("models/mobilenet_v2*")):
+        pytest.skip("the weights lie in Keras' cache")
+    with pytest.raises(
+        config.InputError, match=r"of keras.applications:MobileNetV2 cannot be down"
+    ):
+        foreign.open_application("MobileNetV2")
+
+
+def test_networks_of_others_stay_in_float32(tmp_path):
+    _someones_network(None).save(tmp_path / "net.keras")
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    for opened in (
+        foreign.open_application("MobileNetV2", weights=None, image_size=32),
+        foreign.open_keras_file(tmp_path / "net.keras"),
+    ):
+        assert {layer.compute_dtype for layer in opened.network.layers} == {"float32"}
+    assert keras.config.dtype_policy().name == "mixed_bfloat16"
 
 
 def test_every_application_has_its_preprocessing():
