@@ -50,9 +50,11 @@ def load(path, which="last", model=None, **changes):
     Raises:
       InputError: no such run or file, no checkpoint yet, or files that do not fit together.
     """
-    if os.path.isfile(path):
+    if torch_weights.is_file(path):
         values = torch_weights.read(path)
         return from_torch(values, torch_weights.network_of(values, path, model, **changes)[1], path)
+    if model or changes:
+        raise InputError(f"{path} is a run: its network is known; leave model and its fields away")
     return _load_run(path, which)
 
 
@@ -90,21 +92,21 @@ def start(network, config, classes):
       InputError: the weights are not there or do not fit.
     """
     source = config.init_from
-    if os.path.isfile(source):
+    if torch_weights.is_file(source):
         found, name_of = torch_weights.read(source), torch_weights.official_name
         same_classes = True  # as far as anyone can tell
     else:
         record = rundir.read_config(source)
-        _check_same_pixels(record["config"].network, network.config, source)
+        _check_same_facts(record["config"].network, network.config, source)
         found, name_of = weights.of(_load_run(source)), str
         same_classes = record["classes"] == list(classes)
     method = config.pos_embed_resize
     return weights.start(network, found, source, same_classes, method, name_of)
 
 
-def _check_same_pixels(theirs, ours, source):
-    """Raises InputError where two networks read pixels, or normalise tokens, differently."""
-    for name in ("mean", "std", "layer_norm_epsilon"):
+def _check_same_facts(theirs, ours, source):
+    """Raises InputError where two networks differ in what the shapes of weights do not show."""
+    for name in ("mean", "std", "heads", "layer_norm_epsilon"):
         old, new = getattr(theirs, name, None), getattr(ours, name, None)
         if None not in (old, new) and old != new:
             given = ",".join(map(str, old)) if isinstance(old, tuple) else old

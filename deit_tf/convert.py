@@ -6,13 +6,14 @@
 import os
 import pathlib
 import shutil
+import tempfile
 
 from absl import logging
 
 from deit_tf import flags
 from deit_tf.config import Config, DataConfig, InputError
 
-_IMAGENET = {"dataset": "tfds:imagenet2012", "eval_split": "validation"}
+_IMAGENET = {"dataset": "tfds:imagenet2012"}
 
 
 def convert(source, run_dir, model=None, data=None, labels="", **changes):
@@ -39,10 +40,10 @@ def convert(source, run_dir, model=None, data=None, labels="", **changes):
     from deit_tf import labels as named
     from deit_tf import published, rundir, torch_weights
 
-    folder = pathlib.Path(run_dir)
+    folder = pathlib.Path(run_dir).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} holds something already; give another --run_dir, or remove it")
-    if source in published.FILES and not os.path.exists(source):
+    if source in published.FILES and not os.path.isfile(source):
         torch_weights.check_torch(published.FILES[source])
         model = model or source
         source = published.fetch(source)
@@ -54,9 +55,11 @@ def convert(source, run_dir, model=None, data=None, labels="", **changes):
     from deit_tf import checkpoint
 
     network = checkpoint.from_torch(values, facts, source)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = None
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}."))
+        part.chmod(0o755)
         origin = {"weights": pathlib.Path(source).name, "weights_sha256": rundir.digest(source)}
         rundir.begin(part, config, origin, classes, readable)
         network.save_weights(part / rundir.WEIGHTS)
@@ -65,7 +68,8 @@ def convert(source, run_dir, model=None, data=None, labels="", **changes):
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error}") from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        if part:
+            shutil.rmtree(part, ignore_errors=True)
     return f"{name}: {checkpoint.describe(network)}, {facts.num_classes} classes"
 
 

@@ -45,7 +45,7 @@ def _float32():
 
 
 def open_keras_cv(path):
-    """A classifier that was saved as a keras_cv preset in a folder; rescales for itself.
+    """A classifier that was saved as a keras_cv preset in a folder.
 
     Raises:
       InputError: the folder holds no such preset, or one that Keras 3 cannot load.
@@ -57,10 +57,7 @@ def open_keras_cv(path):
             network = keras_cv.models.ImageClassifier.from_preset(str(path))
     except _DAMAGED as error:
         raise _cannot_open(f"keras_cv:{path}", "preset of a classifier", error) from error
-    backbone = network.backbone
-    rescales = getattr(backbone, "include_rescaling", True)
-    scale = 1.0 if rescales else 1.0 / 255.0
-    return Opened(network, lambda image: network(image * scale, training=False), _side(network))
+    return Opened(network, lambda image: network(image, training=False), _side(network))
 
 
 def open_application(name, weights="imagenet", image_size=None):
@@ -80,23 +77,33 @@ def open_application(name, weights="imagenet", image_size=None):
     try:
         with _float32():
             network = make(weights=weights, **logits)
-            if image_size not in (None, _side(network)):
-                wanted = make(weights=None, input_shape=(image_size, image_size, 3), **logits)
-                if [w.shape for w in wanted.weights] == [w.shape for w in network.weights]:
-                    wanted.set_weights(network.get_weights())
-                    network = wanted
     except Exception as error:  # Keras raises a bare one where a download fails
-        if "URL fetch failure" not in str(error):
+        if not isinstance(error, OSError) and "URL fetch failure" not in str(error):
             raise
         reason = str(error).split(": ", 1)[-1]
         raise InputError(
             f"the weights of keras.applications:{name} cannot be downloaded: {reason}"
         ) from error
+    if image_size not in (None, _side(network)):
+        network = _at(image_size, network, lambda **shape: make(weights=None, **logits, **shape))
 
     def answer(image):
         return network(module.preprocess_input(image), training=False)
 
     return Opened(network, answer, _side(network))
+
+
+def _at(image_size, network, make):
+    """The same network for another resolution; itself where its weights depend on that."""
+    try:
+        with _float32():
+            wanted = make(input_shape=(image_size, image_size, 3))
+    except ValueError:  # too small for it
+        return network
+    if [w.shape for w in wanted.weights] != [w.shape for w in network.weights]:
+        return network
+    wanted.set_weights(network.get_weights())
+    return wanted
 
 
 def _application_module(name):
@@ -160,6 +167,11 @@ def open_saved_model(path):
             f"{path} has no signature that takes one batch of images [B, S, S, 3]; it has"
             f" {', '.join(found) or 'none'}"
         )
+    if len(names) > 1 and names[0] != "serving_default":
+        raise InputError(
+            f"{path} has several signatures that take images, {', '.join(names)}; one of them must"
+            " be named serving_default"
+        )
     signature, argument = loaded.signatures[names[0]], found[names[0]]
     outputs = signature.structured_outputs
     output = "logits" if "logits" in outputs else next(iter(outputs))
@@ -202,6 +214,22 @@ def _cannot_open(path, kind, error):
     return InputError(f"teacher {path} is no {kind} that can be loaded here: {reason}")
 
 
+def check_compiles(answer, image, name):
+    """Raises InputError where XLA, which compiles the training step, refuses a network.
+
+    Args:
+      answer: the network, as `Opened.answer`.
+      image: float32 [B, S, S, 3].
+      name: what to call it in an error.
+    """
+    compiled = tf.function(answer, jit_compile=True)
+    try:
+        tf.distribute.get_strategy().run(compiled, (tf.constant(image),))
+    except Exception as error:  # whatever XLA raises
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"XLA cannot compile teacher {name}; give --nojit ({reason})") from error
+
+
 def try_out(answer, image, name):
     """Runs a network once.
 
@@ -230,5 +258,5 @@ def try_out(answer, image, name):
     values = np.asarray(found, np.float32)
     if not np.isfinite(values).all():
         raise InputError(f"teacher {name} answers numbers that are not finite")
-    sums_to_one = np.allclose(values.sum(axis=1), 1.0, atol=1e-3)
+    sums_to_one = np.allclose(values.sum(axis=1), 1.0, atol=0.02)  # bfloat16 is that far off
     return shape[1], bool((values >= 0).all() and sums_to_one)

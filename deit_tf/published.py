@@ -1,9 +1,9 @@
 """The published weights, for those who have a network."""
 
 import hashlib
+import http.client
 import os
 import pathlib
-import urllib.error
 import urllib.request
 
 import tqdm
@@ -49,16 +49,21 @@ def fetch(name, base=BASE):
       InputError: it cannot be fetched, or is not what was published.
     """
     path = cache_dir() / FILES[name]
-    if not path.exists():
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _download(base + path.name, path)
-        except (OSError, urllib.error.URLError) as error:
-            raise InputError(
-                f"{base}{path.name} cannot be downloaded ({getattr(error, 'reason', error)}); fetch"
-                f" it where there is a network, and give --weights={path.name}"
-            ) from error
-    _verify(path, path)
+    if path.exists():
+        _verify(path, path)
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"the cache {path.parent} cannot be written: {error}") from error
+    try:
+        _download(base + path.name, path)
+    except (OSError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", error) or type(error).__name__
+        raise InputError(
+            f"{base}{path.name} cannot be downloaded ({reason}); fetch it where there is a network,"
+            f" and give --weights={path.name}"
+        ) from error
     return path
 
 
@@ -93,6 +98,8 @@ def _download(url, path):
             while chunk := answer.read(_CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))
+            if answer.length:
+                raise OSError(f"{answer.length} bytes were left when it ended")
         _verify(part, path)
         os.replace(part, path)
     finally:

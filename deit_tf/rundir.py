@@ -108,6 +108,8 @@ def begin(run_dir, config, facts, classes, labels):
     """
     check_same(run_dir, config, facts)
     path = pathlib.Path(run_dir)
+    if steps(path):  # what this start does not look at is as it was
+        facts = {**read_config(path)["facts"], **facts}
     record = {
         "config": configuration.to_json(config),
         "facts": facts,

@@ -29,12 +29,14 @@ class Teacher(keras.Model):
       sees: side of what the network sees; a batch is resized, bicubic and antialiased.
       mean: three numbers in units of 0–1, or () where the network normalises for itself.
       std: likewise.
+      name: what to call it in an error.
+      jit: whether XLA will compile it.
 
     Raises:
       InputError: the network cannot take such images, or answers no classes.
     """
 
-    def __init__(self, opened, image_size, sees, mean=(), std=(), name="teacher"):
+    def __init__(self, opened, image_size, sees, mean=(), std=(), name="teacher", jit=False):
         super().__init__(name="teacher", autocast=False)
         self.network, self.answer = opened.network, opened.answer
         self.scale = 1.0 / (255.0 * np.float32(std)) if std else None
@@ -45,6 +47,8 @@ class Teacher(keras.Model):
         shape = (2, image_size, image_size, 3)
         noise = np.random.RandomState(0).uniform(0, 255, shape).astype(np.float32)
         classes, self.probabilities = foreign.try_out(self._answer, noise, name)
+        if jit:
+            foreign.check_compiles(self._answer, noise, name)
         self.config = Facts(image_size, classes)
         self.trainable, self.built = False, True
 
@@ -72,12 +76,13 @@ class Teacher(keras.Model):
         return {"cls": ops.log(ops.maximum(found, 1e-30)) if self.probabilities else found}
 
 
-def load_teacher(config, image_size):
+def load_teacher(config, image_size, jit=False):
     """The teacher of a distillation.
 
     Args:
       config: a `config.DistillConfig`.
       image_size: the student's.
+      jit: whether XLA will compile the step; a network of others is tried with it, too.
 
     Returns:
       None where nothing is distilled, else a `Teacher`.
@@ -106,9 +111,8 @@ def load_teacher(config, image_size):
             f" {opened.image_size} pixels alone; leave the flag away"
         )
     sees = opened.image_size or wanted
-    teacher = Teacher(
-        opened, image_size, sees, config.teacher_mean, config.teacher_std, config.teacher
-    )
+    mean, std, jit = config.teacher_mean, config.teacher_std, jit and kind != "run"
+    teacher = Teacher(opened, image_size, sees, mean, std, config.teacher, jit)
     kind = "probabilities" if teacher.probabilities else "logits"
     logging.info("teacher %s sees %d pixels and answers %s", config.teacher, sees, kind)
     return teacher

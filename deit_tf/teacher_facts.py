@@ -1,11 +1,13 @@
 """Which teacher is named, and what identifies it; looked up on the disk, nothing is loaded."""
 
+import json
 import pathlib
 import zipfile
 
 from deit_tf import labels, rundir
 from deit_tf.config import InputError
 
+_PARTS_OF_A_CLASSIFIER = {"InputLayer", "DeiT", "RegNetY", "Fuse", "Softmax"}
 KERAS_CV, APPLICATION = "keras_cv:", "keras.applications:"
 _KINDS = (
     "a run directory, keras_cv:DIR, keras.applications:NAME, a .keras file or a SavedModel's folder"
@@ -46,7 +48,8 @@ def kind_of(config):
 
 def _check_normalisation(kind, path, config):
     """Raises InputError unless it is known, once, how the teacher's pixels are normalised."""
-    own = kind not in ("keras", "saved_model") or (kind == "keras" and _is_ours(path))
+    own = kind in ("run", "application")
+    own = own or (kind == "keras" and _is_ours(path)) or (kind == "keras_cv" and _rescales(path))
     if own and config.teacher_mean:
         raise InputError(
             f"teacher {config.teacher} has its own normalisation; leave teacher_mean and"
@@ -62,12 +65,26 @@ def _check_normalisation(kind, path, config):
 
 
 def _is_ours(path):
-    """Whether a .keras file holds one of our networks, which normalise for themselves."""
+    """Whether a .keras file is a network of ours, or our `classifier`: they take raw pixels."""
     try:
         with zipfile.ZipFile(path) as file:
-            return b"deit_tf>" in file.read("config.json")
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
+            root = json.loads(file.read("config.json"))
+        parts = [layer["class_name"] for layer in root["config"].get("layers", [])]
+    except (zipfile.BadZipFile, ValueError, KeyError, TypeError, OSError) as error:
         raise InputError(f"teacher {path} is no whole .keras file: {error}") from error
+    ours = str(root.get("registered_name")).startswith("deit_tf>")
+    return ours or ("Fuse" in parts and set(parts) <= _PARTS_OF_A_CLASSIFIER)
+
+
+def _rescales(folder):
+    """Whether a keras_cv preset's network takes raw pixels."""
+    try:
+        backbone = json.loads((folder / "config.json").read_text())["config"]["backbone"]
+        return bool(backbone["config"]["include_rescaling"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise InputError(
+            f"teacher keras_cv:{folder} is no preset of a classifier that says include_rescaling"
+        ) from error
 
 
 def facts(config, classes):

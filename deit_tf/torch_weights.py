@@ -4,6 +4,7 @@ Weights are {path: array}: the path of a variable without its network's name, as
 "blocks_0/attn/qkv/kernel", the array float32 in Keras' layout. safetensors files need no PyTorch.
 """
 
+import importlib.metadata
 import importlib.util
 import math
 import pathlib
@@ -63,6 +64,12 @@ _TO_OFFICIAL = (
 )
 
 
+def is_file(path):
+    """Whether a path is one of a file of weights, or of any file, rather than of a run."""
+    path = pathlib.Path(path)
+    return path.is_file() or (path.suffix in (".safetensors", *_PYTORCH) and not path.is_dir())
+
+
 def check(path):
     """Raises InputError where a file cannot be one of weights; opens nothing.
 
@@ -82,9 +89,15 @@ def check(path):
 
 
 def check_torch(path):
-    """Raises InputError where PyTorch, which opens this file, is not installed."""
+    """Raises InputError where PyTorch, which opens this file, is not installed, or unsafe."""
     if importlib.util.find_spec("torch") is None:
         raise InputError(f"{path} {_NEEDS_TORCH}")
+    version = importlib.metadata.version("torch")
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < (2, 6):
+        raise InputError(
+            f"{path} is a PyTorch file, and PyTorch {version} may run code from it"
+            " (CVE-2025-32434); install 2.6 or newer"
+        )
 
 
 def read(path):
@@ -103,12 +116,23 @@ def read(path):
     """
     check(path)
     tensors = _read_safetensors(path) if str(path).endswith(".safetensors") else _read_torch(path)
-    tensors = {_official(name): value for name, value in tensors.items()}
-    found = {}
-    for name, value in _join_queries_keys_values(tensors).items():
-        if not name.endswith("num_batches_tracked"):
-            found[_our_path(name)] = _our_layout(value)
-    return found
+    tensors = _renamed(path, tensors, _official)
+    tensors = _renamed(path, _join_queries_keys_values(tensors), _our_path)
+    return {
+        name: _our_layout(value)
+        for name, value in tensors.items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def _renamed(path, tensors, rename):
+    """Tensors under other names; an InputError where two of them are one."""
+    names = {}
+    for name in tensors:
+        other = names.setdefault(rename(name), name)
+        if other != name:
+            raise InputError(f"{path}: {other} and {name} are the same weight")
+    return {new: tensors[old] for new, old in names.items()}
 
 
 def _read_safetensors(path):
@@ -119,7 +143,7 @@ def _read_safetensors(path):
     try:
         with safetensors.safe_open(path, "np") as file:
             return {name: np.asarray(file.get_tensor(name), np.float32) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is no whole safetensors file: {error}") from error
 
 
@@ -146,6 +170,8 @@ def _read_torch(path):
     for name, value in content.items():
         if not isinstance(value, torch.Tensor):
             raise InputError(f"{path}: {name} is no tensor, but a {type(value).__name__}")
+        if not isinstance(name, str) or value.layout != torch.strided or value.is_complex():
+            raise InputError(f"{path}: {name} is no dense tensor of real numbers with a name")
     return {name: value.detach().float().numpy() for name, value in content.items()}
 
 
@@ -163,7 +189,8 @@ def _join_queries_keys_values(tensors):
         block = re.fullmatch(r"(blocks\.\d+\.attn\.)q\.(weight|bias)", name)
         if block:
             parts = [tensors.get(f"{block[1]}{which}.{block[2]}") for which in "qkv"]
-            if all(part is not None for part in parts):
+            whole = f"{block[1]}qkv.{block[2]}" in tensors  # then q, k and v are left over
+            if all(part is not None for part in parts) and not whole:
                 joined[f"{block[1]}qkv.{block[2]}"] = np.concatenate(parts)
     done = {name.replace("qkv", which) for name in joined for which in "qkv"}
     return {**{name: value for name, value in tensors.items() if name not in done}, **joined}
@@ -224,8 +251,10 @@ def _guess(weights, source):
             family, changes = configuration.RegNetYConfig, {**changes, "depth": depth}
         else:
             family, changes = configuration.DeiTConfig, {**changes, **_deit_facts(weights)}
-    except (KeyError, IndexError, ValueError) as error:
+    except KeyError as error:
         raise InputError(f"{source} holds no DeiT's weights: it has no {error}") from error
+    except (IndexError, TypeError) as error:
+        raise InputError(f"{source} holds no DeiT's weights: shapes are others") from error
     for name, facts in configuration.VARIANTS.items():
         if name != "deit" and isinstance(facts, family):
             known = {field: getattr(facts, field) for field in changes} | {"num_classes": 0}
@@ -238,7 +267,7 @@ def _guess(weights, source):
 
 def _deit_facts(weights):
     """The facts of a DeiT that its weights' shapes show."""
-    patch_size, _, _, width = weights["patch_embed/proj/kernel"].shape
+    patch_size, width = (weights["patch_embed/proj/kernel"].shape[i] for i in (0, 3))
     distilled = "tokens/dist_token" in weights
     positions = weights["tokens/pos_embed"].shape[1] - 1 - distilled
     if width % 64:

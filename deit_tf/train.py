@@ -35,16 +35,14 @@ def train(config, run_dir, eval_only=False):
         devices.split_cpu(config.run.replicas)  # before a data set is prepared, which computes
     data = source.open_source(config.data)
     _check_classes(config, data)
-    if os.path.isfile(config.run.init_from):
-        torch_weights.check(config.run.init_from)
-    facts = {
-        **data.facts,
-        **teacher_facts.facts(config.distill, data.classes),
-        **rundir.initial_facts(config.run.init_from),
-    }
+    facts = {**data.facts, **teacher_facts.facts(config.distill, data.classes)}
+    new, init_from = not rundir.steps(run_dir), config.run.init_from
+    if new and torch_weights.is_file(init_from):
+        torch_weights.check(init_from)
+    if new or os.path.exists(init_from):  # once begun, a run needs it no more
+        facts |= rundir.initial_facts(init_from)
     rundir.check_same(run_dir, config, facts)
-    new = not rundir.steps(run_dir)
-    if eval_only and not (new and config.run.init_from):
+    if eval_only and not (new and init_from):
         rundir.weights_path(run_dir)  # an error where there is none yet
 
     import keras
@@ -60,11 +58,11 @@ def train(config, run_dir, eval_only=False):
     steps = dataset.steps_per_epoch(data.train, config.data.batch_size)
 
     with strategy.scope():
-        taught_by = teacher.load_teacher(config.distill, config.network.image_size)
+        taught_by = teacher.load_teacher(config.distill, config.network.image_size, config.run.jit)
         student = checkpoint.build_network(config.network)
-        if new and config.run.init_from:
+        if new and init_from:
             for change in checkpoint.start(student, config.run, data.classes):
-                logging.info("from %s: %s", config.run.init_from, change)
+                logging.info("from %s: %s", init_from, change)
         pair = _build(student, config, steps, taught_by)
 
     if not eval_only:

@@ -35,13 +35,14 @@ def assign(network, weights, source, name_of=str):
         been assigned then.
     """
     variables = _variables(network)
-    faults = {"missing": [], "left over": [], "of another shape": [], "not finite": []}
+    another = "of another shape (in Keras' layout)"
+    faults = {"missing": [], "left over": [], another: [], "not finite": []}
     for path, variable in variables.items():
         if path not in weights:
             faults["missing"].append(name_of(path))
         elif weights[path].shape != tuple(variable.shape):
-            shapes = f"{weights[path].shape} for {tuple(variable.shape)}"
-            faults["of another shape"].append(f"{name_of(path)} {shapes}")
+            shapes = f"{weights[path].shape}, not {tuple(variable.shape)}"
+            faults[another].append(f"{name_of(path)} {shapes}")
         elif not np.isfinite(weights[path]).all():
             faults["not finite"].append(name_of(path))
     faults["left over"] = [name_of(path) for path in weights if path not in variables]
@@ -97,6 +98,8 @@ def _adapt_tokens(weights, fresh, method):
     """Makes positions and tokens those of the new network; returns what was changed."""
     changes, has, had = [], "tokens/dist_token" in fresh, "tokens/dist_token" in weights
     before, after = weights["tokens/pos_embed"], fresh["tokens/pos_embed"]
+    if before.ndim != 3 or before.shape[-1] != after.shape[-1]:
+        return []  # `assign` will name it
     first, new_patches = 1 + had, after.shape[1] - 1 - has
     if before.shape[1] - first != new_patches:
         changes.append(

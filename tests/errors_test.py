@@ -163,8 +163,8 @@ CASES = {
     ),
     "weights to start from of another width": (
         f"train {GOOD} --init_from={{world}}/nano.safetensors --width=16",
-        "nano.safetensors does not fit the network: of another shape: patch_embed.proj.weight"
-        " (4, 4, 3, 8) for (4, 4, 3, 16)",
+        "nano.safetensors does not fit the network: of another shape (in Keras' layout):"
+        " patch_embed.proj.weight (4, 4, 3, 8), not (4, 4, 3, 16)",
     ),
     "weights to start from with another mean": (
         f"train {GOOD} --init_from={{world}}/run --mean=0.5,0.5,0.5",
@@ -213,7 +213,8 @@ CASES = {
     "conversion to fewer classes": (
         f"convert --weights={{world}}/nano.safetensors {NANO_FLAGS} --num_classes=3"
         " --labels={world}/names.txt --run_dir={new}",
-        "does not fit the network: of another shape: head.weight (8, 2) for (8, 3)",
+        "does not fit the network: of another shape (in Keras' layout): head.weight (8, 2), not"
+        " (8, 3)",
     ),
     "conversion to an unknown model": (
         "convert --weights={world}/nano.safetensors --model=deit_tiny_patch --run_dir={new}",
@@ -252,7 +253,7 @@ CASES = {
 ENVIRONMENT = {
     "another backend": {"KERAS_BACKEND": "jax"},
     "a network needed and not there": NO_NETWORK,
-    "published weights and no network": {**NO_NETWORK, "XDG_CACHE_HOME": "/proc/none"},
+    "published weights and no network": {**NO_NETWORK, "XDG_CACHE_HOME": "{cache}"},
 }
 # A run directory is begun before the first image is read; it holds its configuration alone.
 BEGUN = ("unreadable training image", "unreadable evaluation image")
@@ -328,9 +329,12 @@ def answers(world, data_dir, command, tmp_path_factory):
     def answer(name):
         places = {"world": world, "data": data_dir, "new": tmp_path_factory.mktemp("new") / "new"}
         module, *flags = CASES[name][0].format(**places).split()
-        found = command(f"deit_tf.{module}", *flags, **ENVIRONMENT.get(name, {}))
+        environment = ENVIRONMENT.get(name, {})
+        environment = {key: value.format(cache=cache) for key, value in environment.items()}
+        found = command(f"deit_tf.{module}", *flags, **environment)
         return found, CASES[name][1].format(**places), places["new"]
 
+    cache = tmp_path_factory.mktemp("cache")
     before = _files(world)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         found = dict(zip(CASES, pool.map(answer, CASES), strict=True))

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 import safetensors.numpy
+import tensorflow as tf
 
 from deit_tf import (
     checkpoint,
@@ -79,9 +80,22 @@ def test_convert_writes_a_run_directory_that_everything_takes(given, converted):
     assert evaluate.evaluate(converted)["images"] == 397
 
 
+def test_evaluate_takes_a_folder_after_convert(given, tmp_path):
+    file, names, facts = given
+    run = tmp_path / "run"
+    (tmp_path / "run.part").mkdir()  # somebody's own
+    convert.convert(str(file), run, "deit", {"batch_size": 5}, str(names), **facts)
+    png = tf.io.encode_png(tf.zeros((32, 32, 3), tf.uint8)).numpy()
+    for name in range(10):
+        (tmp_path / f"images/val/{name}").mkdir(parents=True)
+        (tmp_path / f"images/val/{name}/x.png").write_bytes(png)
+    assert evaluate.evaluate(run, dataset=f"folder:{tmp_path / 'images'}")["images"] == 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "run", "run.part"]
+
+
 def test_convert_leaves_nothing_where_it_fails(given, tmp_path):
     file, names, facts = given
-    with pytest.raises(config.InputError, match="of another shape: patch_embed"):
+    with pytest.raises(config.InputError, match=r"of another shape .*: patch_embed"):
         convert.convert(
             str(file), tmp_path / "run", "deit", {}, str(names), **{**facts, "width": 64}
         )
@@ -131,6 +145,10 @@ def test_fine_tunes_at_another_resolution_with_distillation(
     assert record["config"]["run"]["train_mode"] is False
     # Started again it is done; it does not begin anew from the weights of the start.
     assert train.train(facts, tmp_path / "run")["student"] == whole["student"]
+    bare = dataclasses.replace(facts, run=dataclasses.replace(facts.run, init_from=""))
+    assert train.train(bare, tmp_path / "run")["student"] == whole["student"]
+    after = json.loads((tmp_path / "run" / "config.json").read_text())["facts"]
+    assert after["init_from_sha256"] == record["facts"]["init_from_sha256"]
     elsewhere = dataclasses.replace(
         facts, run=dataclasses.replace(facts.run, init_from=str(teacher))
     )
@@ -168,6 +186,9 @@ def test_other_classes_re_make_the_heads_even_if_as_many(
 def test_another_normalisation_is_refused(converted, digits_config, data_dir):
     facts = _finetuning(digits_config, data_dir, converted, {"layer_norm_epsilon": 1e-12})
     with pytest.raises(config.InputError, match="with layer_norm_epsilon 1e-06, not 1e-12; give"):
+        checkpoint.start(checkpoint.build_network(facts.network), facts.run, ())
+    facts = _finetuning(digits_config, data_dir, converted, {"heads": 4})
+    with pytest.raises(config.InputError, match="with heads 2, not 4; give --heads=2"):
         checkpoint.start(checkpoint.build_network(facts.network), facts.run, ())
 
 

@@ -134,3 +134,29 @@ def test_absl_refuses_what_is_no_flag(argument, words):
 def test_debug_brings_the_traceback_back():
     _, _, stderr = _ask("--model=x", "--debug")
     assert stderr[0].startswith("Traceback")
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "batch_size", "peak", "epochs"),
+    [
+        ("finetune_384", 1000, 512, 5e-6, 30),
+        ("finetune_384_distilled", 1000, 512, 5e-6, 30),
+        ("transfer_cifar10", 10, 768, 0.01, 1000),
+        ("transfer_cars", 196, 768, 0.01, 1000),
+        ("transfer_flowers102", 102, 768, 0.01, 1000),
+        ("transfer_cifar100", 100, 768, 5e-6, 1000),
+        ("transfer_inat18", 8142, 768, 7.5e-5, 360),
+        ("transfer_inat19", 1010, 768, 7.5e-5, 360),
+    ],
+)
+def test_fine_tuning_is_as_published(name, classes, batch_size, peak, epochs):
+    whole = _config(f"--flagfile={CONFIGS / name}.flags")
+    assert whole.network.num_classes == classes
+    assert whole.data.batch_size == batch_size
+    assert whole.optimizer.epochs == epochs
+    # The rate after scaling by the batch.
+    assert whole.optimizer.lr * batch_size / 512 == pytest.approx(peak, rel=1e-6)
+    assert whole.run.init_from
+    assert (whole.optimizer.optimizer == "sgd") == (peak == 0.01)
+    assert (whole.network.drop_path_rate == 0) == (peak == 0.01)
+    assert whole.run.train_mode != name.startswith("finetune")

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import http.server
+import socket
 import threading
 
 import pytest
@@ -69,6 +70,34 @@ def test_what_cannot_be_fetched_is_one_line(server):
         with pytest.raises(config.InputError, match=r"cannot be downloaded \(.*\); fetch it where"):
             published.fetch("deit_base_patch16_224", base)
     assert list(published.cache_dir().iterdir()) == []
+
+
+def test_an_answer_that_breaks_off_is_not_kept(monkeypatch):
+    """What proxies do: a body that is cut, and something that is no HTTP at all."""
+    for said, words in (
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\nshort", "95 bytes were left"),
+        (b"nonsense\r\n\r\n", "nonsense"),
+    ):
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            threading.Thread(target=_say, args=(listening, said), daemon=True).start()
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+            with pytest.raises(config.InputError, match=rf"cannot be downloaded \({words}"):
+                published.fetch("deit_base_patch16_224", url)
+    assert list(published.cache_dir().iterdir()) == []
+
+
+def _say(listening, said):
+    """Answers one request, whatever it is."""
+    connection, _ = listening.accept()
+    with connection:
+        connection.recv(10_000)
+        connection.sendall(said)
+
+
+def test_a_cache_that_cannot_be_written_says_so(monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    with pytest.raises(config.InputError, match=r"the cache /proc/none/deit_tf cannot be written"):
+        published.fetch("deit_base_patch16_224")
 
 
 def test_every_published_network_has_its_file():

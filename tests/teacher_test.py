@@ -128,7 +128,10 @@ def test_a_keras_cv_preset_with_its_own_rescaling(kind, rescales, tmp_path):
 
     network = keras_cv.models.ImageClassifier(_keras_cv_backbone(kind, rescales), num_classes=3)
     preset_utils.save_to_preset(network, str(tmp_path))
-    facts = _named(f"keras_cv:{tmp_path}")
+    thirds = {"teacher_mean": (0.0,) * 3, "teacher_std": (1.0,) * 3}
+    facts = _named(f"keras_cv:{tmp_path}", **({} if rescales else thirds))
+    with pytest.raises(config.InputError, match=r"own normalisation|how its pixels are normalised"):
+        teacher_facts.facts(_named(f"keras_cv:{tmp_path}", **(thirds if rescales else {})), "abc")
     assert list(teacher_facts.facts(facts, "abc")) == ["teacher_sha256"]
     loaded = teacher.load_teacher(facts, 32)
     image = _image(32)
@@ -142,8 +145,12 @@ def test_a_keras_cv_preset_without_a_classifier_is_refused(tmp_path):
     from keras_cv.src.utils import preset_utils
 
     preset_utils.save_to_preset(_keras_cv_backbone("resnet", True), str(tmp_path))
-    with pytest.raises(config.InputError, match="is no preset of a classifier that can be loaded"):
+    with pytest.raises(config.InputError, match="is no preset of a classifier that says"):
         teacher.load_teacher(_named(f"keras_cv:{tmp_path}"), 32)
+
+
+def test_an_application_sees_its_own_size_where_an_image_is_too_small():
+    assert foreign.open_application("MobileNetV2", weights=None, image_size=20).image_size == 224
 
 
 @pytest.mark.parametrize("side", [224, 96])
@@ -238,6 +245,43 @@ def test_our_own_keras_files_normalise_for_themselves(wrapped, tmp_path):
         teacher_facts.facts(_named(tmp_path / "deit.keras", **GREY), "abc")
 
 
+def test_a_network_around_ours_is_another(tmp_path):
+    deit = model.build_deit("deit", **NANO)
+    image = keras.Input((16, 16, 3))
+    scaled = keras.layers.Rescaling(255.0)(image)
+    keras.Model(image, model.classifier(deit)(scaled)).save(tmp_path / "net.keras")
+    with pytest.raises(config.InputError, match="does not say how its pixels are normalised"):
+        teacher_facts.facts(_named(tmp_path / "net.keras"), "abc")
+
+
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16, tf.float32])
+def test_sharp_probabilities_of_half_precision_are_known_as_such(dtype):
+    for seed in range(20):
+        logits = 3.0 * np.random.RandomState(seed).standard_normal((2, 1000))
+
+        def answer(image, logits=logits):
+            return tf.nn.softmax(tf.cast(logits, dtype))
+
+        assert foreign.try_out(answer, _image(8), "net") == (1000, True)
+
+
+class _Resizing(tf.Module):
+    """A SavedModel that XLA cannot compile."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], name="image")])
+    def __call__(self, image):
+        image = tf.image.resize(image, (4, 4), "bicubic", antialias=True)
+        return {"logits": tf.reduce_mean(image, axis=(1, 2))}
+
+
+def test_a_teacher_that_xla_cannot_compile_asks_for_nojit(tmp_path):
+    network = _Resizing()
+    tf.saved_model.save(network, str(tmp_path), network.__call__)
+    assert teacher.load_teacher(_named(tmp_path, **GREY), 8).config.num_classes == 3
+    with pytest.raises(config.InputError, match=r"XLA cannot compile teacher .*; give --nojit"):
+        teacher.load_teacher(_named(tmp_path, **GREY), 8, jit=True)
+
+
 class _Signatures(tf.Module):
     """A SavedModel of others with raw integer pixels and several outputs."""
 
@@ -271,6 +315,11 @@ def test_a_saved_model_teaches_by_the_signature_that_takes_images(tmp_path):
     _save_signatures(tmp_path / "bad", ["features", "scores"])
     with pytest.raises(config.InputError, match="one of them must be named logits"):
         teacher.load_teacher(_named(tmp_path / "bad", **raw), 8)
+    several = _Signatures(["logits"])
+    signatures = {"features": several.pixels, "predict": several.pixels}
+    tf.saved_model.save(several, str(tmp_path / "several"), signatures)
+    with pytest.raises(config.InputError, match="one of them must be named serving_default"):
+        teacher.load_teacher(_named(tmp_path / "several", **raw), 8)
 
 
 def test_refuses_what_cannot_teach(tmp_path):

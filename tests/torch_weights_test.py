@@ -123,7 +123,7 @@ def _nano(tmp_path, change=lambda tensors: None, dtype=np.float32):
         ),
         (
             lambda t: t.update({"head.weight": np.zeros((3, 63), np.float32)}),
-            r"of another shape: head.weight \(63, 3\) for \(64, 3\)$",
+            r"of another shape .*: head.weight \(63, 3\), not \(64, 3\)$",
         ),
         (lambda t: t["norm.weight"].fill(np.nan), "not finite: norm.weight$"),
         (lambda t: t.pop("pos_embed"), "holds no DeiT's weights: it has no 'tokens/pos_embed'"),
@@ -135,9 +135,35 @@ def test_what_does_not_fit_is_named(change, message, tmp_path):
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize("other", ["head.fc.bias", "classifier.bias"])
+def test_two_names_of_one_weight_are_refused(other, tmp_path):
+    path, _ = _nano(tmp_path, lambda t: t.update({other: np.ones(3, np.float32)}))
+    with pytest.raises(config.InputError, match="are the same weight"):
+        torch_weights.read(path)
+
+
+def test_split_queries_beside_the_joined_are_left_over(tmp_path):
+    split = {f"blocks.0.attn.{part}.bias": np.ones(64, np.float32) for part in "qkv"}
+    path, _ = _nano(tmp_path, lambda t: t.update(split))
+    with pytest.raises(config.InputError, match=r"left over: blocks.0.attn.k.bias, blocks.0.attn"):
+        checkpoint.load(path)
+
+
+def test_a_width_that_does_not_show_its_heads_asks_for_them(golden_file):
+    with pytest.raises(config.InputError, match=r"^a DeiT 48 wide does not show how many heads"):
+        checkpoint.load(golden_file("hf_micro"))
+
+
+def test_a_run_takes_no_other_network(tmp_path):
+    with pytest.raises(config.InputError, match="is a run: its network is known; leave model"):
+        checkpoint.load(tmp_path, num_classes=3)
+    with pytest.raises(config.InputError, match="there is no file"):
+        checkpoint.load(tmp_path / "none.safetensors")
+
+
 def test_weights_of_another_variant_are_refused(golden_file):
     with pytest.raises(
-        config.InputError, match=r"of another shape: patch_embed.proj.weight .* and 1.. more"
+        config.InputError, match=r"of another shape .*: patch_embed.proj.weight .* and 1.. more"
     ):
         checkpoint.load(golden_file("deit_tiny_patch16_224"), model="deit_small_patch16_224")
 
@@ -172,6 +198,14 @@ def test_refuses_what_is_no_file_of_weights(tmp_path):
 def test_without_torch_a_pth_says_so(tmp_path):
     (tmp_path / "deit.pth").write_bytes(b"")
     with pytest.raises(config.InputError, match="PyTorch is not installed; pip install torch, or"):
+        torch_weights.read(tmp_path / "deit.pth")
+
+
+@needs_torch
+def test_a_torch_that_may_run_code_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "deit.pth").write_bytes(b"")
+    monkeypatch.setattr(torch_weights.importlib.metadata, "version", lambda name: "2.5.1+cpu")
+    with pytest.raises(config.InputError, match=r"PyTorch 2.5.1\+cpu may run code from it"):
         torch_weights.read(tmp_path / "deit.pth")
 
 

@@ -46,7 +46,8 @@ def test_assign_names_faults_and_changes_nothing():
     with pytest.raises(
         config.InputError,
         match=r"^file does not fit the network: missing: tokens/cls_token, norm/beta; left over:"
-        r" more; of another shape: head/kernel \(16, 4\) for \(16, 5\); not finite: norm/gamma$",
+        r" more; of another shape .in Keras. layout.: head/kernel \(16, 4\), not \(16, 5\); not"
+        r" finite: norm/gamma$",
     ):
         weights.assign(network, given, "file")
     assert all(np.array_equal(before[path], value) for path, value in weights.of(network).items())
@@ -129,6 +130,8 @@ def test_a_regnety_gets_a_new_head():
     assert _same(one, other, but=["head/kernel", "head/bias"])
 
 
-def test_another_width_is_refused():
-    with pytest.raises(config.InputError, match="of another shape: patch_embed/proj/kernel"):
-        weights.start(_network(width=32), weights.of(_network()), "one", same_classes=True)
+@pytest.mark.parametrize("distilled", [True, False])
+def test_another_width_is_refused(distilled):
+    wide = _network(width=32, distilled=distilled)
+    with pytest.raises(config.InputError, match=r"of another shape .*: patch_embed/proj/kernel"):
+        weights.start(wide, weights.of(_network()), "one", same_classes=True)
