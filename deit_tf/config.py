@@ -321,10 +321,10 @@ class DistillConfig(_Facts):
         free=True,  # it is known by its digest
     )
     teacher_mean: tuple = fact(
-        (), "Mean that a .keras or SavedModel teacher wants subtracted, red,green,blue in 0–1."
+        (), "Mean that a teacher of others wants subtracted, red,green,blue in 0–1."
     )
     teacher_std: tuple = fact(
-        (), "Deviation that such a teacher wants divided by, red,green,blue in 0–1."
+        (), "Deviation that a teacher of others wants divided by, red,green,blue in 0–1."
     )
     teacher_image_size: int = fact(
         0,

@@ -21,7 +21,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 
 
 # The longest files first, so that several workers end together.
-LONGEST = ("errors_test", "train_test", "source_test", "distiller_test", "readable_test")
+LONGEST = ("errors_test", "train_test", "distiller_test", "source_test", "finetune_test")
 
 
 def pytest_collection_modifyitems(items):
