@@ -93,18 +93,7 @@ def load_teacher(config, image_size, jit=False):
     if config.distillation == "none":
         return None
     kind, wanted = teacher_facts.kind_of(config), config.teacher_image_size or image_size
-    name = config.teacher
-    if kind == "run":
-        opened = _open_run(name)
-    elif kind == "keras_cv":
-        opened = foreign.open_keras_cv(name.removeprefix(teacher_facts.KERAS_CV))
-    elif kind == "application":
-        name = name.removeprefix(teacher_facts.APPLICATION)
-        opened = foreign.open_application(name, image_size=wanted)
-    elif kind == "keras":
-        opened = foreign.open_keras_file(name)
-    else:
-        opened = foreign.open_saved_model(name)
+    opened = _open(kind, config.teacher, wanted)
     if opened.image_size and config.teacher_image_size not in (0, opened.image_size):
         raise InputError(
             f"teacher_image_size is {config.teacher_image_size}, but teacher {config.teacher} takes"
@@ -113,9 +102,21 @@ def load_teacher(config, image_size, jit=False):
     sees = opened.image_size or wanted
     mean, std, jit = config.teacher_mean, config.teacher_std, jit and kind != "run"
     teacher = Teacher(opened, image_size, sees, mean, std, config.teacher, jit)
-    kind = "probabilities" if teacher.probabilities else "logits"
-    logging.info("teacher %s sees %d pixels and answers %s", config.teacher, sees, kind)
+    answers = "probabilities" if teacher.probabilities else "logits"
+    logging.info("teacher %s sees %d pixels and answers %s", config.teacher, sees, answers)
     return teacher
+
+
+def _open(kind, name, image_size):
+    """The network of a teacher of this kind; for `image_size` where it can be chosen."""
+    if kind == "run":
+        return _open_run(name)
+    if kind == "keras_cv":
+        return foreign.open_keras_cv(name.removeprefix(teacher_facts.KERAS_CV))
+    if kind == "application":
+        name = name.removeprefix(teacher_facts.APPLICATION)
+        return foreign.open_application(name, image_size=image_size)
+    return (foreign.open_keras_file if kind == "keras" else foreign.open_saved_model)(name)
 
 
 def _open_run(run_dir):

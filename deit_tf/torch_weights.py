@@ -257,8 +257,8 @@ def _guess(weights, source):
         raise InputError(f"{source} holds no DeiT's weights: shapes are others") from error
     for name, facts in configuration.VARIANTS.items():
         if name != "deit" and isinstance(facts, family):
-            known = {field: getattr(facts, field) for field in changes} | {"num_classes": 0}
-            if known == changes | {"num_classes": 0}:
+            same = {field for field, value in changes.items() if getattr(facts, field) == value}
+            if same | {"num_classes"} == set(changes):
                 return name, changes
     if family is configuration.RegNetYConfig:
         raise InputError(f"{source} is no known RegNetY: it has {changes['depth']} blocks")

@@ -27,7 +27,7 @@ def train(config, run_dir, eval_only=False):
         that cannot be read.
     """
     # What can be wrong is looked for before TensorFlow is imported, which takes seconds.
-    from deit_tf import rundir, source, teacher_facts, torch_weights
+    from deit_tf import rundir, source
 
     if config.run.replicas > 1:
         from deit_tf import devices
@@ -35,12 +35,8 @@ def train(config, run_dir, eval_only=False):
         devices.split_cpu(config.run.replicas)  # before a data set is prepared, which computes
     data = source.open_source(config.data)
     _check_classes(config, data)
-    facts = {**data.facts, **teacher_facts.facts(config.distill, data.classes)}
     new, init_from = not rundir.steps(run_dir), config.run.init_from
-    if new and torch_weights.is_file(init_from):
-        torch_weights.check(init_from)
-    if new or os.path.exists(init_from):  # once begun, a run needs it no more
-        facts |= rundir.initial_facts(init_from)
+    facts = _identify(config, data, new)
     rundir.check_same(run_dir, config, facts)
     if eval_only and not (new and init_from):
         rundir.weights_path(run_dir)  # an error where there is none yet
@@ -98,6 +94,19 @@ def train(config, run_dir, eval_only=False):
     if config.data.skip_bad_images:
         _count_bad_images(data)
     return measured
+
+
+def _identify(config, data, new):
+    """What identifies data, teacher and the weights that a new run starts from: {name: value}."""
+    from deit_tf import rundir, teacher_facts, torch_weights
+
+    facts, init_from = {**data.facts}, config.run.init_from
+    facts |= teacher_facts.facts(config.distill, data.classes)
+    if new and torch_weights.is_file(init_from):
+        torch_weights.check(init_from)
+    if new or os.path.exists(init_from):  # once begun, a run needs it no more
+        facts |= rundir.initial_facts(init_from)
+    return facts
 
 
 def _build(student, config, steps, taught_by):
