@@ -294,15 +294,61 @@ class AugmentConfig(_Facts):
         at_least=1,
     )
     flip_rate: float = fact(0.5, "Probability of a horizontal flip.", at_least=0, at_most=1)
+    auto_augment: str = fact(
+        "rand-m9-mstd0.5-inc1",
+        "RandAugment by timm's string; 3a: one of grey, solarize, blur (DeiT III); empty: none.",
+    )
+    color_jitter: float = fact(
+        0.0,
+        "Largest change of brightness, contrast and colour, in random order; the released recipe"
+        " has none beside RandAugment.",
+        at_least=0,
+        at_most=1,
+    )
     rotation_degrees: float = fact(
         0.0, "Largest random rotation, either way.", at_least=0, at_most=180
     )
     shift_fraction: float = fact(
         0.0, "Largest random shift over the side, either way.", at_least=0, at_most=1
     )
+    erasing_rate: float = fact(
+        0.25, "Probability that a box of an image becomes noise.", at_least=0, at_most=1
+    )
+    repeats: int = fact(
+        3,
+        "Repeated augmentation: views of an image in an epoch, which shows that much fewer images.",
+        at_least=1,
+    )
+    mixup_alpha: float = fact(0.8, "Mixup: λ ~ Beta(alpha, alpha); 0 is no mixup.", at_least=0)
+    cutmix_alpha: float = fact(1.0, "CutMix: λ ~ Beta(alpha, alpha); 0 is no cutmix.", at_least=0)
+    mix_rate: float = fact(1.0, "How many are mixed at all.", at_least=0, at_most=1)
+    cutmix_rate: float = fact(
+        0.5, "How many of these by cutmix, where there is both.", at_least=0, at_most=1
+    )
+    mix_mode: str = fact(
+        "batch",
+        "What shares a draw of λ and box: batch: a mix_group; pair: two partners; element: none.",
+        choices=("batch", "pair", "element"),
+    )
+    mix_group: int = fact(
+        64,
+        "Consecutive images among which partners are, the first with the last; even, and"
+        " batch_size is a multiple of it.",
+        at_least=2,
+    )
     label_smoothing: float = fact(
         0.1, "Mass that the true label gives up to all classes.", at_least=0, at_most=1
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.mix_group % 2:
+            raise InputError(f"mix_group is {self.mix_group}; it must be even: images form pairs")
+
+    @property
+    def mixes(self):
+        """Whether any image is mixed with another."""
+        return self.mix_rate > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -456,6 +502,23 @@ class Config:
     distill: DistillConfig = DistillConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
+
+    def check_groups(self, workers=1):
+        """Raises InputError where a batch is mixed and does not consist of whole groups.
+
+        Args:
+          workers: machines that share a batch.
+        """
+        batch, facts = self.data.batch_size, self.augment
+        whole = workers * (facts.mix_group if facts.mixes else 1)
+        if batch % whole:
+            parts = [f"{workers} workers"] * (workers > 1)
+            parts += [f"mix_group {facts.mix_group}"] * facts.mixes
+            raise InputError(
+                f"batch_size {batch} is not a multiple of {' × '.join(parts)}; give"
+                f" --batch_size={math.ceil(batch / whole) * whole}"
+                + (", or another --mix_group" if facts.mixes else "")
+            )
 
 
 SECTIONS = {

@@ -1,26 +1,22 @@
-"""From images to batches: order -> per-image work -> batch -> prefetch.
+"""From images to batches: order -> views -> work on each -> mixing in groups -> batch -> prefetch.
 
 Every random draw is a pure function of (seed, epoch, position): the order is
-permutation(seed, epoch) over a random-access source, the pixels are drawn from seeds folded from
-the three. So a run can be entered anywhere, and does not depend on threads or replicas. Only
-encoded bytes cross Python; decoding and pixels stay in tf.data.
+permutation(seed, epoch) over a random-access source, and `draws` gives the numbers of any position
+without those before it. So a run can be entered anywhere, and does not depend on threads, replicas
+or workers. Only encoded bytes and numbers cross Python; decoding and pixels stay in tf.data.
 """
 
 import functools
-import hashlib
 import math
 import os
 
 import numpy as np
 import tensorflow as tf
 
-from deit_tf import augment, mixing, preprocess
+from deit_tf import mixing, preprocess, view
 from deit_tf.config import InputError
 
 _BATCHES_AHEAD = 2
-
-# What is drawn for an image. The name decides over the numbers, the place in this list does not.
-DRAWS = ("crop", "flip", "rotate_shift", "keep")
 
 
 def order(seed, epoch, size):
@@ -62,51 +58,90 @@ def indices(records, config, step):
     """
     batch = config.data.batch_size
     epoch, within = divmod(step, steps_per_epoch(records, batch))
-    return order(config.run.seed, epoch, len(records))[within * batch : (within + 1) * batch]
+    positions = np.arange(within * batch, (within + 1) * batch)
+    return order(config.run.seed, epoch, len(records))[_ranks(positions, config.augment)]
 
 
-def train_batches(records, config, first_step=0):
+def _ranks(positions, augment):
+    """Places in the order, int [B], of what stands at some positions of an epoch.
+
+    Repeated augmentation: the views of an image lie one mix_group apart, so that they share
+    neither partner nor box nor λ. Image j of a block of mix_group images has its view v at
+    block · repeats · mix_group + v · mix_group + j.
+
+    Reference: Hoffer et al. 2020, "Augment your batch"; Touvron et al. 2021, section 6.
+    """
+    block, within = np.divmod(positions, augment.repeats * augment.mix_group)
+    return block * augment.mix_group + within % augment.mix_group
+
+
+def train_batches(records, config, first_step=0, worker=0, workers=1):
     """The training batches of a run, from any step on to its end.
 
     Args:
       records: `Source.train`.
       config: a `config.Config`.
       first_step: where to enter; nothing before it is read.
+      worker: which part of each batch; counted from 0.
+      workers: how many parts there are.
 
     Returns:
       A `tf.data.Dataset` of {"image": float32 [B, S, S, 3] in 0–255, "label": float32 [B, K]}
-      and, where the network has drop path, "keep": float32 [B, depth, 2] of 0 and 1.
+      and, where the network has drop path, "keep": float32 [B, depth, 2] of 0 and 1; B is
+      batch_size / workers.
+
+    Raises:
+      InputError: fewer images than a batch, or a part that does not consist of whole groups.
     """
-    batch = config.data.batch_size
+    batch, facts = config.data.batch_size, config.augment
+    config.check_groups(workers)
     steps = steps_per_epoch(records, batch)
-    last_step = steps * config.optimizer.epochs
+    part = batch // workers
 
     @functools.lru_cache(maxsize=2)
     def permutation(epoch):
         return order(config.run.seed, epoch, len(records))
 
-    def read(positions):
-        """Bytes, labels and seeds [B, draws, 2], at positions [B] counted over the run."""
-        epochs, within = np.divmod(positions, steps * batch)
-        indices = [permutation(int(e))[p] for e, p in zip(epochs, within, strict=True)]
-        seeds = [
-            [(_key(config.run.seed, int(e), draw), p) for draw in DRAWS]
-            for e, p in zip(epochs, within, strict=True)
-        ]
-        return *_columns(_rows(records, indices)), np.array(seeds)
+    def read(step):
+        """Bytes, labels, and what is drawn for a worker's part of a batch."""
+        epoch, within = divmod(int(step), steps)
+        first = within * batch + worker * part
+        positions = range(first, first + part)
+        rows = _rows(records, permutation(epoch)[_ranks(np.array(positions), facts)])
+        return *_columns(rows), *view.drawn(config, epoch, positions).values()
 
-    kinds = (tf.string, tf.int64, tf.int64)
-    shapes = ([None], [None], [None, len(DRAWS), 2])
-    work = functools.partial(_train_image, config=config)
-    positions = range(first_step * batch, last_step * batch)
-    return _batches(positions, batch, read, kinds, shapes, work)
+    pattern = view.drawn(config, 0, range(1))
+
+    def work(image_bytes, label, *found):
+        return view.make(image_bytes, label, dict(zip(pattern, found, strict=True)), config)
+
+    types = [tf.string, tf.int64, *(value.dtype for value in pattern.values())]
+    shapes = [[], [], *(value.shape[1:] for value in pattern.values())]
+    chunks = range(first_step, steps * config.optimizer.epochs)
+    images = _images(chunks, read, types, shapes, work)
+    if not facts.mixes:
+        return _finished(images.batch(part, drop_remainder=True), len(chunks))
+    groups = images.batch(facts.mix_group, drop_remainder=True)
+    groups = groups.map(_mix, num_parallel_calls=_cores())
+    return _finished(_joined(groups, part // facts.mix_group), len(chunks))
 
 
-@functools.lru_cache(maxsize=64)
-def _key(seed, epoch, draw):
-    """A 63-bit number for each (seed, epoch, draw); with the position it seeds one draw."""
-    text = f"{seed}/{epoch}/{draw}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1
+def _mix(batch):
+    """A group of examples with its images and labels mixed."""
+    own, box = batch.pop("own"), batch.pop("box")
+    image, label = mixing.mix(batch["image"], batch["label"], own, box)
+    return {**batch, "image": image, "label": label}
+
+
+def _joined(groups, count):
+    """Batches of `count` groups each."""
+    if count == 1:
+        return groups
+
+    def join(batch):
+        return {name: tf.reshape(v, [-1, *v.shape[2:]]) for name, v in batch.items()}
+
+    return groups.batch(count, drop_remainder=True).map(join)
 
 
 def _rows(records, indices):
@@ -120,67 +155,39 @@ def _columns(rows):
     return images, np.array([row["label"] for row in rows], dtype=np.int64)
 
 
-def _batches(positions, batch, read, kinds, shapes, work):
-    """Whole batches of what `work` makes of what `read` finds at `positions`.
+def _images(chunks, read, types, shapes, work):
+    """What `work` makes, image by image, of what `read` finds.
 
-    `read` runs in Python on a batch of positions and answers arrays of `kinds` and `shapes`;
-    `work` runs in TensorFlow, in parallel, on each image.
+    Args:
+      chunks: a range; `read` runs in Python on each of its numbers.
+      read: function of a number: arrays of as many rows, which become images.
+      types: of the arrays.
+      shapes: of their rows.
+      work: function of a row of each, which runs in TensorFlow, in parallel.
     """
 
-    def read_batch(chunk):
-        arrays = tf.numpy_function(read, [chunk], kinds)
-        return tuple(map(tf.ensure_shape, arrays, shapes))
+    def read_chunk(number):
+        arrays = tf.numpy_function(read, [number], types)
+        return tuple(tf.ensure_shape(a, [None, *s]) for a, s in zip(arrays, shapes, strict=True))
 
-    chunks = tf.data.Dataset.range(positions.start, positions.stop).batch(batch)
-    cores = len(os.sched_getaffinity(0))
-    images = chunks.map(read_batch).unbatch().map(work, num_parallel_calls=cores)
-    batches = images.batch(batch, drop_remainder=True)
-    known = tf.data.experimental.assert_cardinality(len(positions) // batch)
+    numbers = tf.data.Dataset.range(chunks.start, chunks.stop)
+    # The next chunk is read while this one is decoded.
+    rows = numbers.map(read_chunk).prefetch(1).unbatch()
+    return rows.map(work, num_parallel_calls=_cores())
+
+
+def _cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _finished(batches, count):
+    """Batches that say how many they are, and are made ahead."""
+    known = tf.data.experimental.assert_cardinality(count)
     options = tf.data.Options()
     # Its thread, once it has run for minutes, sleeps up to one before it lets an iterator end.
     options.autotune.enabled = False
     return batches.apply(known).prefetch(_BATCHES_AHEAD).with_options(options)
-
-
-def _train_image(image_bytes, label, seeds, *, config):
-    """One training example; a pure function of the bytes and the seeds."""
-    facts, network = config.augment, config.network
-    seed = dict(zip(DRAWS, tf.unstack(seeds), strict=True))
-    image = preprocess.random_resized_crop(
-        image_bytes,
-        network.image_size,
-        seed["crop"],
-        facts.crop_min_area,
-        facts.crop_max_aspect,
-    )
-    if facts.flip_rate:
-        image = augment.random_flip(image, seed["flip"], facts.flip_rate)
-    if facts.rotation_degrees or facts.shift_fraction:
-        image = augment.random_rotate_shift(
-            image, seed["rotate_shift"], facts.rotation_degrees, facts.shift_fraction
-        )
-    example = {
-        "image": image,
-        "label": mixing.smooth_labels(label, network.num_classes, facts.label_smoothing),
-    }
-    if any(network.drop_path_rates):
-        example["keep"] = keep_masks(network, seed["keep"])
-    return example
-
-
-def keep_masks(network, seed):
-    """Which branch of which block runs for one image.
-
-    Args:
-      network: a `config.DeiTConfig`.
-      seed: integer [2].
-
-    Returns:
-      float32 [depth, 2] of 0 and 1: attention and MLP of each block.
-    """
-    rates = tf.constant(network.drop_path_rates)[:, tf.newaxis]  # [depth, 1]
-    draws = tf.random.stateless_uniform((network.depth, 2), seed)
-    return tf.cast(draws >= rates, tf.float32)
 
 
 def eval_batches(records, config):
@@ -196,10 +203,11 @@ def eval_batches(records, config):
       that stands for an unreadable one.
     """
     size, batch_size, network = len(records), config.data.batch_size, config.network
-    padded = math.ceil(size / batch_size) * batch_size
+    chunks = range(math.ceil(size / batch_size))
 
-    def read(positions):
-        """Bytes, labels and whether they count, at positions [B]."""
+    def read(chunk):
+        """Bytes, labels and whether they count, of a batch."""
+        positions = chunk * batch_size + np.arange(batch_size)
         rows = _rows(records, np.minimum(positions, size - 1))
         return *_columns(rows), (positions < size) & [row.get("readable", True) for row in rows]
 
@@ -211,5 +219,5 @@ def eval_batches(records, config):
             "weight": tf.cast(counts, tf.float32),
         }
 
-    kinds = (tf.string, tf.int64, tf.bool)
-    return _batches(range(padded), batch_size, read, kinds, [[None]] * 3, work)
+    images = _images(chunks, read, [tf.string, tf.int64, tf.bool], [[]] * 3, work)
+    return _finished(images.batch(batch_size, drop_remainder=True), len(chunks))

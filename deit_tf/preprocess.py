@@ -4,11 +4,8 @@ Images are [h, w, 3] in 0–255: uint8 from `decode`, float32 with whole values 
 geometries (Pillow, which the published accuracies were measured with, answers in whole values).
 """
 
-import math
-
 import tensorflow as tf
 
-_TRIES = 10
 # These make JPEG equal to Pillow's bit for bit; TensorFlow's defaults are 1 level off.
 _AS_PILLOW = {"channels": 3, "dct_method": "INTEGER_ACCURATE", "fancy_upscaling": True}
 # Columns decoded beyond a crop: interpolated colour needs a neighbour at the edge.
@@ -88,10 +85,30 @@ def _decode_crop(image_bytes, choose_box):
     return crop
 
 
-def _resize(image, size):
-    """Bicubic with antialiasing, rounded and clipped, as Pillow's (mean ≤ 0.5 level off)."""
-    resized = tf.image.resize(image, size, method="bicubic", antialias=True)
+def _resize(image, height, width):
+    """Bicubic with antialiasing, rounded and clipped, as Pillow's (mean ≤ 0.5 level off).
+
+    `tf.image.resize` bit for bit, a third faster: first the rows and then the columns, each as
+    rows of whole vectors.
+    """
+    rows = _resize_rows(image, height)
+    columns = _resize_rows(tf.transpose(rows, (1, 0, 2)), width)  # [width, height, 3]
+    resized = tf.transpose(columns, (1, 0, 2))
     return tf.clip_by_value(tf.round(resized), 0.0, 255.0)
+
+
+def _resize_rows(image, height):
+    """Another number of rows: [h, w, 3] as [1, h, 1, 3 w], float32 [height, w, 3]."""
+    before, width, _ = tf.unstack(tf.shape(image))
+    resized = tf.raw_ops.ScaleAndTranslate(
+        images=tf.reshape(image, (1, before, 1, 3 * width)),
+        size=tf.stack([height, 1]),
+        scale=tf.stack([tf.cast(height, tf.float32) / tf.cast(before, tf.float32), 1.0]),
+        translation=(0.0, 0.0),
+        kernel_type="keyscubic",
+        antialias=True,
+    )
+    return tf.reshape(resized, (height, width, 3))
 
 
 def center_crop(image, size, crop_fraction):
@@ -110,7 +127,7 @@ def center_crop(image, size, crop_fraction):
     longer = tf.maximum(height, width) * short // tf.minimum(height, width)
     new_height = tf.where(height <= width, short, longer)
     new_width = tf.where(height <= width, longer, short)
-    resized = _resize(image, tf.stack([new_height, new_width]))
+    resized = _resize(image, new_height, new_width)
     top = _half(new_height - size)
     left = _half(new_width - size)
     crop = tf.slice(resized, tf.stack([top, left, 0]), (size, size, 3))
@@ -122,39 +139,37 @@ def _half(margin):
     return tf.cast(tf.round(tf.cast(margin, tf.float32) / 2.0), tf.int32)
 
 
-def _crop_box(height, width, seed, min_area, max_aspect):
+def _crop_box(height, width, sides, corner, max_aspect):
     """Top, left, height and width of a random crop; int32 scalars.
 
-    Ten tries for an area and an aspect that fit into the image; if none does, the whole image,
-    cut at its centre to the nearest allowed aspect.
+    The first try that fits into the image; if none does, the whole image, cut at its centre to
+    the nearest allowed aspect.
     """
-    h, w = tf.cast(height, tf.float32), tf.cast(width, tf.float32)
-    draws = tf.random.stateless_uniform((3, _TRIES), seed)
-    area = h * w * (min_area + (1.0 - min_area) * draws[0])
-    aspect = tf.exp((2.0 * draws[1] - 1.0) * math.log(max_aspect))  # width over height
-    crop_w, crop_h = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))
-    fits = (crop_w >= 1) & (crop_w <= w) & (crop_h >= 1) & (crop_h <= h)
-    first = tf.argmax(tf.cast(fits, tf.int32))
-    fallback_w = tf.minimum(w, tf.round(h * max_aspect))
-    fallback_h = tf.minimum(h, tf.round(w * max_aspect))
-    found = tf.reduce_any(fits)
-    new_w = tf.where(found, crop_w[first], fallback_w)
-    new_h = tf.where(found, crop_h[first], fallback_h)
-    corner = tf.where(found, draws[2, :2], 0.5)
-    top = tf.floor(corner[0] * (h - new_h + tf.cast(found, tf.float32)))
-    left = tf.floor(corner[1] * (w - new_w + tf.cast(found, tf.float32)))
-    return [tf.cast(value, tf.int32) for value in (top, left, new_h, new_w)]
+    whole = tf.cast(tf.stack([height, width]), tf.float32)  # [2]
+    tried = tf.round(sides * tf.sqrt(whole[0] * whole[1]))  # [10, 2]
+    fits = tf.reduce_all((tried >= 1.0) & (tried <= whole), axis=-1)
+
+    def first():
+        cut = tried[tf.argmax(tf.cast(fits, tf.int32))]
+        free = whole - cut
+        return tf.concat([tf.minimum(tf.floor(corner * (free + 1.0)), free), cut], axis=0)
+
+    def centre():
+        cut = tf.minimum(whole, tf.round(whole[::-1] * max_aspect))
+        return tf.concat([tf.floor(0.5 * (whole - cut)), cut], axis=0)
+
+    return tf.unstack(tf.cast(tf.cond(tf.reduce_any(fits), first, centre), tf.int32), 4)
 
 
-def random_resized_crop(image_bytes, size, seed, min_area, max_aspect):
+def random_resized_crop(image_bytes, size, sides, corner, max_aspect):
     """A random part of an encoded image, decoded and resized to a square.
 
     Args:
       image_bytes: string scalar; see `decode`.
       size: side of the result, pixels.
-      seed: integer [2]; the same seed gives the same pixels.
-      min_area: smallest area of the part, of the image's, 0–1; uniform up to 1.
-      max_aspect: largest aspect of the part; log-uniform between its inverse and itself.
+      sides: float32 [10, 2], what `draws.crop` has drawn: height and width of ten tries.
+      corner: float32 [2], too.
+      max_aspect: largest aspect of the part, where no try fits.
 
     Returns:
       float32 [size, size, 3], 0–255.
@@ -164,7 +179,7 @@ def random_resized_crop(image_bytes, size, seed, min_area, max_aspect):
     """
 
     def box(height, width):
-        return _crop_box(height, width, seed, min_area, max_aspect)
+        return _crop_box(height, width, sides, corner, max_aspect)
 
-    resized = _resize(_decode_crop(image_bytes, box), (size, size))
+    resized = _resize(_decode_crop(image_bytes, box), size, size)
     return tf.ensure_shape(resized, (size, size, 3))

@@ -174,6 +174,6 @@ def check_same(run_dir, config, facts):
 
 def _versions():
     """Versions of what decides over numbers."""
-    packages = ("tensorflow", "keras", "tensorflow-datasets", "numpy")
+    packages = ("tensorflow", "keras", "keras-cv", "tensorflow-datasets", "numpy", "scipy")
     found = {name: importlib.metadata.version(name) for name in packages}
     return {"python": platform.python_version(), **found}

@@ -27,14 +27,13 @@ def train(config, run_dir, eval_only=False):
         that cannot be read.
     """
     # What can be wrong is looked for before TensorFlow is imported, which takes seconds.
-    from deit_tf import rundir, source
+    from deit_tf import rundir
 
     if config.run.replicas > 1:
         from deit_tf import devices
 
         devices.split_cpu(config.run.replicas)  # before a data set is prepared, which computes
-    data = source.open_source(config.data)
-    _check_classes(config, data)
+    data = _open(config)
     new, init_from = not rundir.steps(run_dir), config.run.init_from
     facts = _identify(config, data, new)
     rundir.check_same(run_dir, config, facts)
@@ -170,10 +169,54 @@ def _check_classes(config, data):
         )
 
 
+def draw_preview(config, path):
+    """Draws what the network is going to see: a row of images for each of some mixing groups.
+
+    Args:
+      config: a `config.Config`.
+      path: the picture, a name that ends in .png.
+
+    Raises:
+      InputError: something that was given does not fit; nothing has been written. Or an image
+        that cannot be read.
+    """
+    if not path.endswith(".png"):
+        raise InputError(f"preview is {path!r}; give the name of a picture that ends in .png")
+    data = _open(config)
+
+    from deit_tf import dataset, preview, readable
+
+    size = config.augment.mix_group if config.augment.mixes else config.data.batch_size
+    rows = []
+    with readable.naming(lambda: [(data.train, dataset.indices(data.train, config, 0))]):
+        for batch in dataset.train_batches(data.train, config):
+            images, labels = batch["image"].numpy(), batch["label"].numpy()
+            for start in range(0, len(images), size):
+                end = start + min(size, preview.COLUMNS)
+                rows.append((images[start:end], labels[start:end]))
+            if len(rows) >= preview.ROWS:
+                break
+    preview.save(rows[: preview.ROWS], data.labels, path)
+
+
+def _open(config):
+    """The data set, which fits the network; what is wrong with the recipe is said before."""
+    from deit_tf import policies, source
+
+    config.check_groups()
+    policies.parse(config.augment.auto_augment)
+    data = source.open_source(config.data)
+    _check_classes(config, data)
+    return data
+
+
 def main(argv):
     """Flags -> configuration -> training -> table."""
     del argv
     config = flags.config_from_flags()
+    if flags.FLAGS.preview:
+        draw_preview(config, flags.FLAGS.preview)
+        return
     if not flags.FLAGS.run_dir:
         raise InputError("no run directory; give --run_dir=DIR")
     print(report.table(**train(config, flags.FLAGS.run_dir, flags.FLAGS.eval_only)))
@@ -184,5 +227,8 @@ if __name__ == "__main__":
     flags.define_text("run_dir", None, "Where the run is kept; an unfinished one goes on.")
     flags.define_switch(
         "eval_only", "Measure what the run has reached, or starts from; train nothing."
+    )
+    flags.define_text(
+        "preview", None, "Draw augmented images with their soft labels as FILE.png; train nothing."
     )
     flags.run(main)

@@ -126,3 +126,45 @@ def test_every_fact_has_help_and_sections_share_no_name():
     families = (config.DeiTConfig, config.RegNetYConfig)
     names += {field.name for family in families for field in dataclasses.fields(family)}
     assert len(names) == len(set(names))
+
+
+def test_the_recipe_of_the_paper_is_the_default():
+    facts = config.AugmentConfig()
+    assert (facts.crop_min_area, facts.crop_max_aspect, facts.flip_rate) == (0.08, 4 / 3, 0.5)
+    assert (facts.auto_augment, facts.color_jitter) == ("rand-m9-mstd0.5-inc1", 0.0)
+    assert (facts.erasing_rate, facts.repeats, facts.label_smoothing) == (0.25, 3, 0.1)
+    assert (facts.mixup_alpha, facts.cutmix_alpha) == (0.8, 1.0)
+    assert (facts.mix_rate, facts.cutmix_rate) == (1.0, 0.5)
+    assert (facts.mix_mode, facts.mix_group) == ("batch", 64)
+
+
+@pytest.mark.parametrize(
+    ("facts", "workers", "words"),
+    [
+        ({}, 1, "batch_size 96 is not a multiple of mix_group 64; give --batch_size=128"),
+        ({"mix_group": 32}, 2, "2 workers × mix_group 32; give --batch_size=128, or another"),
+        (
+            {"mix_rate": 0.0},
+            5,
+            "batch_size 96 is not a multiple of 5 workers; give --batch_size=100",
+        ),
+    ],
+)
+def test_batches_of_no_whole_groups_are_refused(facts, workers, words):
+    whole = config.Config(
+        "deit",
+        config.network("deit"),
+        data=config.DataConfig(batch_size=96),
+        augment=config.AugmentConfig(**facts),
+    )
+    with pytest.raises(config.InputError) as caught:
+        whole.check_groups(workers)
+    assert words in str(caught.value)
+
+
+def test_groups_that_fit_are_not():
+    network, data = config.network("deit"), config.DataConfig(batch_size=96)
+    for facts, workers in (({"mix_group": 32}, 3), ({"mixup_alpha": 0.0, "cutmix_alpha": 0.0}, 2)):
+        config.Config(
+            "deit", network, data=data, augment=config.AugmentConfig(**facts)
+        ).check_groups(workers)

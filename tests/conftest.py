@@ -123,6 +123,23 @@ def data_dir(tmp_path_factory):
     return folder
 
 
+# The recipe for ImageNet with all of it left out that mixes images or repeats them.
+PLAIN = {
+    "flip_rate": 0.0,
+    "auto_augment": "",
+    "erasing_rate": 0.0,
+    "repeats": 1,
+    "mixup_alpha": 0.0,
+    "cutmix_alpha": 0.0,
+}
+
+
+@pytest.fixture(scope="session")
+def plain():
+    """The fields of `config.AugmentConfig` that leave images alone but for their crop."""
+    return PLAIN
+
+
 @pytest.fixture(scope="session")
 def digits_config(data_dir):
     """Function: the configuration of a tiny distilled student on the digits, with changes."""
@@ -144,7 +161,7 @@ def digits_config(data_dir):
             "deit",
             config.network("deit", **facts),
             data=config.DataConfig(data_dir=str(data_dir), batch_size=64),
-            augment=config.AugmentConfig(crop_min_area=0.6, rotation_degrees=10.0, flip_rate=0.0),
+            augment=config.AugmentConfig(crop_min_area=0.6, rotation_degrees=10.0, **PLAIN),
             optimizer=config.OptimizerConfig(epochs=epochs, lr=0.01, warmup_epochs=0.0),
             **sections,
         )

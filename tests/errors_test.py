@@ -15,6 +15,7 @@ NANO = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
 STUDENT = (
     "--model=deit --image_size=8 --patch_size=4 --width=8 --depth=1 --heads=2 --num_classes=10"
     " --nojit --run_dir={new} --data_dir={data}"
+    " --auto_augment= --erasing_rate=0 --repeats=1 --mixup_alpha=0 --cutmix_alpha=0"
 )
 FOLDER = STUDENT.replace("--num_classes=10", "--num_classes=2 --batch_size=2")
 GOOD = f"{FOLDER} --dataset=folder:{{world}}/good"
@@ -44,6 +45,23 @@ CASES = {
     "no run directory": ("train --model=deit", "no run directory; give --run_dir=DIR"),
     "image size": (f"train {STUDENT} --image_size=30", "30 is not a multiple of patch_size 4"),
     "alpha": (f"train {STUDENT} --alpha=1.5", "alpha is 1.5; it must be at most 1"),
+    "unknown policy": (
+        f"train {STUDENT} --auto_augment=rand-m9-q2",
+        "auto_augment is 'rand-m9-q2', whose 'q2' is not known; give rand-m9-mstd0.5-inc1",
+    ),
+    "batch of no whole groups": (
+        f"train {STUDENT} --mixup_alpha=0.8 --batch_size=100",
+        "batch_size 100 is not a multiple of mix_group 64; give --batch_size=128, or another",
+    ),
+    "odd group": (f"train {STUDENT} --mix_group=5", "mix_group is 5; it must be even"),
+    "preview of no picture": (
+        f"train {STUDENT} --preview=preview.jpg",
+        "preview is 'preview.jpg'; give the name of a picture that ends in .png",
+    ),
+    "preview into nowhere": (
+        f"train {GOOD} --preview={{new}}/none/preview.png",
+        "preview.png cannot be written: No such file or directory",
+    ),
     "batch of none": (f"train {STUDENT} --batch_size=0", "batch_size is 0; it must be at least 1"),
     "batch not divisible": (
         f"train {STUDENT} --batch_size=33 --replicas=2",

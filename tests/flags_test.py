@@ -87,6 +87,7 @@ def test_flagfiles_of_imagenet_are_the_papers():
         assert whole.model == name.removesuffix("_1000ep") + "_patch16_224"
         assert whole.network == config.VARIANTS[whole.model]
         assert whole.data.batch_size == 1024
+        assert whole.augment == config.AugmentConfig()  # whose defaults are the paper's recipe
         facts = whole.optimizer
         assert (facts.lr, facts.weight_decay, facts.warmup_epochs) == (5e-4, 0.05, 5.0)
         assert facts.epochs == (1000 if name.endswith("1000ep") else 300)
@@ -160,3 +161,15 @@ def test_fine_tuning_is_as_published(name, classes, batch_size, peak, epochs):
     assert (whole.optimizer.optimizer == "sgd") == (peak == 0.01)
     assert (whole.network.drop_path_rate == 0) == (peak == 0.01)
     assert whole.run.train_mode != name.startswith("finetune")
+    assert whole.augment.mix_group == (32 if name.startswith("finetune") else 64)
+    erased = 0.1 if "inat" in name else 0.0 if peak == 0.01 else 0.25
+    assert whole.augment == config.AugmentConfig(
+        erasing_rate=erased, mix_group=whole.augment.mix_group
+    )
+
+
+def test_every_flagfile_says_its_group_and_fits_it():
+    for path in CONFIGS.glob("*.flags"):
+        text = path.read_text()
+        assert ("--mix_group=" in text) != ("--flagfile=" in text), path
+        _config(f"--flagfile={path}", "--teacher=runs/any").check_groups()

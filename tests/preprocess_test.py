@@ -7,7 +7,7 @@ import sklearn.datasets
 import tensorflow as tf
 from PIL import Image
 
-from deit_tf import preprocess
+from deit_tf import draws, preprocess
 
 PHOTOS = pathlib.Path(sklearn.datasets.__file__).parent / "images"
 
@@ -125,12 +125,17 @@ def test_center_crop_is_pillows_for_any_shape(height, width, size, fraction):
 
 
 def _boxes(height, width, min_area, max_aspect, count=2000):
-    """Boxes of many seeds, float [count, 4]: top, left, height, width."""
-    seeds = tf.constant([[7, i] for i in range(count)], tf.int64)
-    draw = tf.function(
-        lambda s: tf.stack(preprocess._crop_box(height, width, s, min_area, max_aspect))
-    )
-    return np.array([draw(s) for s in seeds], np.float64)
+    """Boxes of many positions, float [count, 4]: top, left, height, width."""
+    sides, corner = _crops(count, min_area, max_aspect)
+    box = tf.function(lambda s, c: tf.stack(preprocess._crop_box(height, width, s, c, max_aspect)))
+    pairs = zip(tf.constant(sides), tf.constant(corner), strict=True)
+    return np.array([box(*pair) for pair in pairs], np.float64)
+
+
+def _crops(count, min_area, max_aspect):
+    """What is drawn for many crops."""
+    numbers = draws.uniform(draws.key(0, 0, "crop"), range(count), draws.CROP_NUMBERS)
+    return draws.crop(numbers, min_area, max_aspect)
 
 
 def test_random_crop_follows_its_law():
@@ -160,19 +165,36 @@ def test_random_crop_of_a_thin_image_falls_back_to_its_centre():
 def test_random_crop_with_all_bounds_closed_is_the_resized_image():
     pixels = np.random.RandomState(0).randint(0, 256, (12, 12, 3)).astype(np.uint8)
     encoded = tf.io.encode_png(pixels)
-    found = preprocess.random_resized_crop(encoded, 8, [1, 2], 1.0, 1.0)
+    sides, corner = _crops(1, 1.0, 1.0)
+    found = preprocess.random_resized_crop(encoded, 8, sides[0], corner[0], 1.0)
     np.testing.assert_array_equal(found, preprocess.center_crop(pixels, 8, 1.0))
 
 
-def test_same_seed_same_pixels_eager_and_in_tf_data():
+def test_same_draw_same_pixels_eager_and_in_tf_data():
     pixels = np.random.RandomState(0).randint(0, 256, (20, 30, 3)).astype(np.uint8)
     encoded = tf.io.encode_png(pixels)
+    sides, corner = map(tf.constant, _crops(4, 0.2, 4 / 3))
 
     def crop(i):
-        seed = tf.stack([tf.constant(3, tf.int64), i])
-        return preprocess.random_resized_crop(encoded, 16, seed, 0.2, 4 / 3)
+        return preprocess.random_resized_crop(encoded, 16, sides[i], corner[i], 4 / 3)
 
     inside = list(tf.data.Dataset.range(4).map(crop, num_parallel_calls=2))
     for i, image in enumerate(inside):
         np.testing.assert_array_equal(image, crop(tf.constant(i, tf.int64)))
     assert not np.array_equal(inside[0], inside[1])
+
+
+@pytest.mark.parametrize("corner", [0.0, 1.0])
+def test_crops_stay_in_the_image_at_both_ends_of_the_draw(corner):
+    sides, corner = np.full((10, 2), 0.5, np.float32), np.full(2, corner, np.float32)
+    top, left, height, width = preprocess._crop_box(31, 47, sides, corner, 4 / 3)
+    assert (top + height <= 31) & (left + width <= 47)
+    assert (top == 0) == (corner[0] == 0.0)
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (300, 200), (16, 16), (7, 90)])
+def test_resizing_is_tensorflows_bit_for_bit(shape):
+    pixels = np.random.RandomState(0).randint(0, 256, (*shape, 3)).astype(np.uint8)
+    expected = tf.image.resize(pixels, (24, 32), method="bicubic", antialias=True)
+    expected = np.clip(np.round(expected), 0, 255)
+    np.testing.assert_array_equal(preprocess._resize(tf.constant(pixels), 24, 32), expected)

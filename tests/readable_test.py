@@ -85,7 +85,8 @@ def test_the_commands_stop_at_it_or_pass_over_and_count(photographs, command):
     flags = [
         *("--model=deit", "--image_size=16", "--width=16", "--depth=1", "--heads=2", "--nojit"),
         *("--num_classes=2", "--batch_size=5", "--epochs=1", f"--dataset=folder:{photographs}"),
-        f"--run_dir={photographs / 'run'}",
+        *("--auto_augment=", "--erasing_rate=0", "--repeats=1", "--mixup_alpha=0"),
+        *("--cutmix_alpha=0", f"--run_dir={photographs / 'run'}"),
     ]
     stopped = command("deit_tf.train", *flags)
     assert stopped.returncode == 1

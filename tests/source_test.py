@@ -220,6 +220,7 @@ def trained(places, command):
     """What the commands answered: {kind of data set: {what was done: answer}}."""
     answers, names = {}, places / "names.txt"
     names.write_text("flower\tBlume\nchina\tChina\n")
+    plain = ["--auto_augment=", "--erasing_rate=0", "--mixup_alpha=0", "--cutmix_alpha=0"]
     for kind, flags in {
         "folder": [f"--dataset=folder:{places}/folder", f"--labels={names}"],
         "array_record": ["--dataset=tfds:pieces", f"--data_dir={places}/array_record"],
@@ -229,6 +230,7 @@ def trained(places, command):
             "deit_tf.train",
             *("--model=deit", "--image_size=16", "--width=16", "--depth=1", "--heads=2"),
             *("--num_classes=2", "--batch_size=8", "--epochs=1", "--nojit", *flags),
+            *(["--mix_group=4"] if kind == "folder" else plain),  # once, the whole recipe
             f"--run_dir={places}/runs/{kind}",
         ]
         done = answers[kind] = {}

@@ -1,0 +1,68 @@
+"""What a network is going to see: augmented images with their soft labels, as one picture."""
+
+import os
+import textwrap
+
+import numpy as np
+
+from deit_tf.config import InputError
+
+ROWS, COLUMNS = 6, 8
+_SHOWN = 0.005  # smaller parts of a label are smoothing
+_INCH = 1.6
+
+
+def save(rows, names, path):
+    """Draws what `draw` does into a PNG file, whole or not at all.
+
+    Args:
+      rows: see `draw`.
+      names: see `draw`.
+      path: the file.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    part = path + ".part"
+    try:
+        draw(rows, names).savefig(part, format="png")
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def draw(rows, names):
+    """Draws a grid of images; above each, the largest parts of its label.
+
+    Args:
+      rows: a list of (images, float32 [n, S, S, 3] in 0–255, labels, float32 [n, K]).
+      names: of the K classes.
+
+    Returns:
+      A `matplotlib.figure.Figure`.
+    """
+    from matplotlib import figure  # no pyplot: no display, no state; a second to import
+
+    columns = max(len(images) for images, _ in rows)
+    size = (_INCH * columns, 1.35 * _INCH * len(rows))
+    picture = figure.Figure(figsize=size, dpi=150, layout="constrained")
+    grid = picture.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for line, (images, labels) in zip(grid, rows, strict=True):
+        for axes, image, label in zip(line, images, labels, strict=False):
+            axes.imshow(np.clip(np.round(image), 0, 255).astype(np.uint8))
+            axes.set_title(caption(label, names), fontsize=6)
+    return picture
+
+
+def caption(label, names):
+    """The two largest parts of a label, a line each.
+
+    Args:
+      label: float32 [K].
+      names: of the K classes.
+    """
+    largest = np.argsort(-label, kind="stable")[:2]
+    parts = [f"{label[i]:.2f} {names[i]}" for i in largest if label[i] > _SHOWN]
+    return "\n".join(textwrap.shorten(part, 28, placeholder="…") for part in parts)

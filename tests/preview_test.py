@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from deit_tf import preview
+from deit_tf.config import InputError
+
+
+def _rows(rows=2, columns=3):
+    rng = np.random.RandomState(0)
+    images = rng.uniform(-300, 500, (rows, columns, 16, 16, 3)).astype(np.float32)  # erased noise
+    labels = np.full((rows, columns, 4), 0.025, np.float32)
+    labels[..., 1], labels[..., 2] = 0.7, 0.25
+    return list(zip(images, labels, strict=True))
+
+
+def test_caption_names_the_largest_parts():
+    label = np.array([0.001, 0.9, 0.099, 0.0], np.float32)
+    assert preview.caption(label, list("abcd")) == "0.90 b\n0.10 c"
+
+
+def test_caption_leaves_smoothing_out_and_shortens_long_names():
+    label = np.array([0.9001, 0.0001, 0.0001], np.float32)
+    names = ["a name that goes on and on and on", "b", "c"]
+    assert preview.caption(label, names) == "0.90 a name that goes on…"
+
+
+def test_saves_a_picture_whole(tmp_path):
+    path = tmp_path / "preview.png"
+    preview.save(_rows(), list("abcd"), str(path))
+    with Image.open(path) as picture:
+        assert picture.size == (720, 648)
+    assert [file.name for file in tmp_path.iterdir()] == ["preview.png"]
+
+
+def test_refuses_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="cannot be written: No such file or directory"):
+        preview.save(_rows(), list("abcd"), str(tmp_path / "none" / "preview.png"))
