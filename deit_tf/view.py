@@ -110,7 +110,7 @@ def make(image_bytes, label, found, config):
     if "rotate_shift" in found:
         image = augment.rotate_shift(image, *tf.unstack(found["rotate_shift"]))
     if "operations" in found:
-        fill = [round(255 * mean) for mean in network.mean]
+        fill = tf.constant([round(255 * mean) for mean in network.mean], tf.float32)
         image = augment.apply(image, found["operations"], found["arguments"], fill)
     if "erased" in found:
         image = augment.erase(image, found["erased"], found["noise"], network.mean, network.std)

@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
-from deit_tf import checkpoint, config, model, resize
+from deit_tf import augment, checkpoint, config, draws, mixing, model, policies, resize
 
 needed = ("torch", "timm", "torchvision")
 pytestmark = [
@@ -110,3 +110,108 @@ def test_bicubic_is_torchs(before, after):
     expected = resized.permute(0, 2, 3, 1).reshape(1, after**2, 8).numpy()
     found = resize.pos_embed(values, 0, after**2)
     np.testing.assert_allclose(found, expected, atol=5e-6)
+
+
+POLICIES = (
+    "rand-m9-mstd0.5-inc1",
+    "rand-m9-mstd0.5",
+    "rand-m7-n3-p0.8-mmax12-inc1",
+    "rand-m5-mstd101-inc0",
+    "rand-tweights-m6",
+    "rand-m6-t3a",
+    "rand-m6-n1-t3aw-inc1",
+)
+
+
+@pytest.mark.parametrize("text", POLICIES)
+def test_a_string_means_what_it_means_to_timm(timm, text):
+    from timm.data import auto_augment
+
+    theirs = auto_augment.rand_augment_transform(text, {})
+    ours = policies.parse(text)
+    assert ours.count == theirs.num_layers
+    assert list(ours.weights) == [_ours(op.name) for op in theirs.ops]
+    weights = np.array(list(ours.weights.values()))
+    if theirs.choice_weights is None:
+        assert (weights == weights[0]).all()
+    else:
+        np.testing.assert_allclose(weights / weights.sum(), theirs.choice_weights)
+    for op in theirs.ops:
+        assert (ours.level, ours.rate) == (op.magnitude, op.prob)
+        assert min(ours.deviation, 101) == min(op.magnitude_std, 101)
+        assert ours.largest == (op.magnitude_max or 10)
+        increasing = {f"{kind}Increasing" for kind in ("Posterize", "Solarize", "Color")}
+        assert op.name not in increasing or ours.increasing
+
+
+def _ours(name):
+    return name.replace("Increasing", "").replace("Rel", "")
+
+
+@pytest.mark.parametrize("increasing", [False, True])
+def test_every_level_is_timms(timm, monkeypatch, increasing):
+    from timm.data import auto_augment
+
+    for sign in (1.0, -1.0):
+        monkeypatch.setattr(auto_augment, "_randomly_negate", lambda v, sign=sign: sign * v)
+        for name in auto_augment.rand_augment_choices("", increasing) + auto_augment._RAND_3A[1:]:
+            function = auto_augment.LEVEL_TO_ARG[name]
+            for level in np.linspace(0, 10, 41):
+                expected = function(level, {})[0] if function else 0.0
+                found = policies.argument(_ours(name), level, sign, increasing)
+                assert found == pytest.approx(expected), (name, level)
+
+
+@pytest.mark.parametrize("operation", policies.OPERATIONS[1:17])
+def test_every_operation_is_timms_at_224_pixels(timm, operation):
+    import tensorflow as tf
+    from PIL import Image
+    from timm.data import auto_augment
+
+    rng = np.random.RandomState(0)
+    coarse = rng.randint(0, 256, (20, 20, 3)).astype(np.uint8)
+    image = Image.fromarray(coarse).resize((224, 224), Image.Resampling.BICUBIC)
+    name = operation + "Rel" * operation.startswith("Translate")
+    fill = tf.constant([124.0, 116.0, 104.0])
+    code, pixels = tf.constant([policies.OPERATIONS.index(operation)]), np.float32(image)
+    options = {"fillcolor": (124, 116, 104), "resample": Image.Resampling.BILINEAR}
+    function = auto_augment.LEVEL_TO_ARG[name]
+    for level in rng.uniform(0, 10, 8):
+        arguments = function(level, {}) if function else ()
+        expected = np.float32(auto_augment.NAME_TO_OP[name](image, *arguments, **options))
+        value = tf.constant([float(arguments[0] if arguments else 0)], tf.float32)
+        assert np.abs(augment.apply(pixels, code, value, fill) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["batch", "pair", "element"])
+def test_mixing_is_timms(timm, monkeypatch, mode):
+    import torch
+    from timm.data import mixup
+
+    size, count = 16, 8
+    numbers = draws.uniform(draws.key(2, 0, "mix"), range(count), draws.MIX_NUMBERS)
+    shared = {"batch": np.zeros(8, int), "pair": np.minimum(np.arange(8), 7 - np.arange(8))}
+    numbers = numbers[shared.get(mode, np.arange(8))]
+    own, box = draws.mix(numbers, size, 0.8, 1.0, 1.0, 0.5)
+    cut = box.any(-1)
+    assert cut.any()
+
+    boxes = iter(zip(box, own, strict=True))
+
+    def next_box(*args, **kwargs):
+        (top, left, bottom, right), share = next(b for b in boxes if b[0].any())
+        return (top, bottom, left, right), share
+
+    monkeypatch.setattr(mixup, "cutmix_bbox_and_lam", next_box)
+    theirs = mixup.Mixup(
+        0.8, 1.0, mode=mode.replace("element", "elem"), label_smoothing=0.1, num_classes=5
+    )
+    theirs._params_per_batch = lambda: (own[0], cut[0])
+    theirs._params_per_elem = lambda n: (own[:n].copy(), cut[:n])
+    rng = np.random.RandomState(0)
+    images = rng.uniform(-2, 2, (count, size, size, 3)).astype(np.float32)
+    classes = rng.randint(0, 5, count)
+    mixed, labels = theirs(torch.tensor(images).permute(0, 3, 1, 2), torch.tensor(classes))
+    found = mixing.mix(images, mixing.smooth_labels(classes, 5, 0.1), own, box)
+    np.testing.assert_allclose(found[0], mixed.permute(0, 2, 3, 1).numpy(), atol=1e-6)
+    np.testing.assert_allclose(found[1], labels.numpy(), atol=1e-6)
