@@ -34,7 +34,6 @@ def rotate_shift(image, degrees, right, down):
     return _bilinear(image, *_sources(size, _rotation(size, degrees, right, down)))
 
 
-@tf.function(jit_compile=True)  # three times as fast as without
 def apply(image, operations, arguments, fill):
     """Carries out what a policy has drawn for an image.
 
@@ -51,11 +50,18 @@ def apply(image, operations, arguments, fill):
       float32 [S, S, 3], whole values in 0–255.
     """
     for operation, value in zip(tf.unstack(operations), tf.unstack(arguments), strict=True):
-        branches = [
-            functools.partial(_OPERATIONS[name], image, value, fill) for name in policies.OPERATIONS
-        ]
-        image = tf.switch_case(operation, branches)
+        carried_out = functools.partial(_carry_out, operation, image, value, fill)
+        image = tf.cond(operation > 0, carried_out, lambda image=image: image)
     return image
+
+
+@tf.function(jit_compile=True)  # three times as fast as without
+def _carry_out(operation, image, value, fill):
+    """One operation on an image."""
+    branches = [
+        functools.partial(_OPERATIONS[name], image, value, fill) for name in policies.OPERATIONS
+    ]
+    return tf.switch_case(operation, branches)
 
 
 def erase(image, box, seed, mean, std):
@@ -115,8 +121,10 @@ def _equalize(image, value, fill):
 def _equalizing(channel):
     """The level that takes the place of each in a channel, int32 [256]."""
     levels = tf.range(256)
-    counts = tf.math.bincount(tf.reshape(channel, [-1]), minlength=256, maxlength=256)
-    last = counts[tf.reduce_max(channel)]
+    flat, none = tf.reshape(channel, [-1]), tf.constant([], tf.int32)
+    counts = tf.raw_ops.DenseBincount(input=flat, size=256, weights=none)
+    # Not counts[...]: XLA takes an index in brackets for a constant, and compiles for every image.
+    last = tf.gather(counts, tf.reduce_max(channel))
     step = (tf.reduce_sum(counts) - last) // 255
     width = tf.maximum(step, 1)
     below = tf.cumsum(counts, exclusive=True)
@@ -177,14 +185,12 @@ def _sharpness(image, value, fill):
 
 
 def _gaussian_blur(image, value, fill):
-    size = image.shape[0]
-    weights = tf.exp(-0.5 * tf.square(tf.range(-_BLUR_REACH, _BLUR_REACH + 1.0) / value))
-    weights = tf.unstack(weights / tf.reduce_sum(weights))
-    beyond = tf.clip_by_value(tf.range(-_BLUR_REACH, size + _BLUR_REACH), 0, size - 1)
-    padded = tf.gather(tf.gather(image, beyond), beyond, axis=1)  # the edges go on
-    rows = sum(weight * padded[i : i + size] for i, weight in enumerate(weights))
-    blurred = sum(weight * rows[:, i : i + size] for i, weight in enumerate(weights))
-    return tf.floor(blurred + 0.5)
+    size, steps = image.shape[0], tf.range(-_BLUR_REACH, _BLUR_REACH + 1)
+    weights = tf.exp(-0.5 * tf.square(tf.cast(steps, tf.float32) / value))
+    # Row i takes from rows i - reach to i + reach; beyond the edge the image goes on.
+    taken = tf.clip_by_value(tf.range(size)[:, tf.newaxis] + steps, 0, size - 1)
+    blur = tf.einsum("k,ikj->ij", weights / tf.reduce_sum(weights), tf.one_hot(taken, size))
+    return tf.floor(tf.einsum("ij,jkc,lk->ilc", blur, image, blur) + 0.5)
 
 
 def _rotate(image, value, fill):

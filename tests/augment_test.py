@@ -1,9 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image, ImageFilter
 
-from deit_tf import augment, policies
+from deit_tf import augment, mixing, policies
 
 SMOOTH = np.asarray(
     Image.fromarray(np.random.RandomState(0).randint(0, 256, (4, 4, 3)).astype(np.uint8)).resize(
@@ -148,3 +150,22 @@ def test_no_box_erases_nothing():
     image = tf.constant(SMOOTH)
     found = augment.erase(image, tf.zeros(4, tf.int32), tf.constant([1, 2], tf.int64), (0,), (1,))
     np.testing.assert_array_equal(found, SMOOTH)
+
+
+def _inputs(function, *arguments):
+    """Shapes of what a compiled function takes when it runs."""
+    program = function.experimental_get_compiler_ir(*arguments)(stage="hlo")
+    entry = re.search(r"entry_computation_layout=\{\((.*?)\)->", program).group(1)
+    return re.findall(r"\w+\[[\d,]*\]", entry)
+
+
+def test_nothing_is_compiled_anew_for_another_image():
+    # XLA makes a constant of what it meets as an index, and compiles for every value of it.
+    image, number = tf.zeros((24, 24, 3)), tf.constant(1.0)
+    found = _inputs(augment._carry_out, tf.constant(1), image, number, tf.zeros(3))
+    assert found == ["s32[]", "f32[24,24,3]", "f32[]", "f32[3]"]
+    found = _inputs(augment.rotate_shift, image, number, number, number)
+    assert found == ["f32[24,24,3]", "f32[]", "f32[]", "f32[]"]
+    group = tf.zeros((4, 8, 8, 3)), tf.zeros((4, 5)), tf.zeros(4), tf.zeros((4, 4), tf.int32)
+    found = _inputs(mixing.mix, *group)
+    assert found == ["f32[4,8,8,3]", "f32[4,5]", "f32[4]", "s32[4,4]"]
