@@ -169,7 +169,9 @@ def _desaturate(image, value, fill):
 
 
 def _contrast(image, value, fill):
-    return _blend(tf.floor(tf.reduce_mean(_gray(image)) + 0.5), image, value)
+    gray = tf.cast(_gray(image), tf.int32)  # whole numbers: their sum does not hang on its order
+    mean = tf.cast(tf.reduce_sum(gray), tf.float64) / gray.shape.num_elements()
+    return _blend(tf.cast(tf.floor(mean + 0.5), tf.float32), image, value)
 
 
 def _brightness(image, value, fill):

@@ -321,9 +321,9 @@ class AugmentConfig(_Facts):
     )
     mixup_alpha: float = fact(0.8, "Mixup: λ ~ Beta(alpha, alpha); 0 is no mixup.", at_least=0)
     cutmix_alpha: float = fact(1.0, "CutMix: λ ~ Beta(alpha, alpha); 0 is no cutmix.", at_least=0)
-    mix_rate: float = fact(1.0, "How many are mixed at all.", at_least=0, at_most=1)
+    mix_rate: float = fact(1.0, "Probability that images are mixed at all.", at_least=0, at_most=1)
     cutmix_rate: float = fact(
-        0.5, "How many of these by cutmix, where there is both.", at_least=0, at_most=1
+        0.5, "Probability of cutmix instead of mixup, where there is both.", at_least=0, at_most=1
     )
     mix_mode: str = fact(
         "batch",

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter
 
 from deit_tf import augment, mixing, policies
 
@@ -88,6 +88,12 @@ def test_every_golden_operation_is_pillows(golden, apply):
 def test_a_uniform_image_stays_as_pillow_leaves_it(apply, operation):
     uniform = np.full((24, 24, 3), 77.0, np.float32)
     np.testing.assert_array_equal(apply(uniform, operation, 1.8), uniform)
+
+
+def test_contrast_is_pillows_where_the_sum_of_an_image_has_more_digits_than_float32(apply):
+    pixels = np.random.RandomState(0).randint(200, 256, (400, 400, 3)).astype(np.uint8)
+    expected = ImageEnhance.Contrast(Image.fromarray(pixels)).enhance(1.5)
+    np.testing.assert_array_equal(apply(pixels, "Contrast", 1.5), np.float32(expected))
 
 
 def test_no_bits_are_black(apply):
