@@ -97,7 +97,8 @@ def _kernel(name):
     """A layer of keras-cv, of which we use the pixel kernel; its random state is left alone."""
     import keras_cv  # seconds, and only for these operations
 
-    return getattr(keras_cv.layers, name)(value_range=(0, 255))
+    # In float32, whatever precision the networks have.
+    return getattr(keras_cv.layers, name)(value_range=(0, 255), dtype="float32")
 
 
 # The operations, by Pillow 12. Each takes (image, argument, fill).
@@ -189,10 +190,14 @@ def _sharpness(image, value, fill):
 def _gaussian_blur(image, value, fill):
     size, steps = image.shape[0], tf.range(-_BLUR_REACH, _BLUR_REACH + 1)
     weights = tf.exp(-0.5 * tf.square(tf.cast(steps, tf.float32) / value))
+    # Of so few digits that sums are exact: threads share them out, and may add in any order.
+    weights = tf.round(weights / tf.reduce_sum(weights) * 2.0**15) / 2.0**15
     # Row i takes from rows i - reach to i + reach; beyond the edge the image goes on.
     taken = tf.clip_by_value(tf.range(size)[:, tf.newaxis] + steps, 0, size - 1)
-    blur = tf.einsum("k,ikj->ij", weights / tf.reduce_sum(weights), tf.one_hot(taken, size))
-    return tf.floor(tf.einsum("ij,jkc,lk->ilc", blur, image, blur) + 0.5)
+    blur = tf.einsum("k,ikj->ij", weights, tf.one_hot(taken, size))
+    for _ in range(2):  # rows, and columns as rows
+        image = tf.floor(tf.einsum("ij,jkc->kic", blur, image) + 0.5)
+    return tf.minimum(image, 255.0)
 
 
 def _rotate(image, value, fill):

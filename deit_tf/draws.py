@@ -130,7 +130,7 @@ def mix(numbers, size, mixup_alpha, cutmix_alpha, mix_rate, cutmix_rate):
     share = np.where(cut, _beta(numbers[:, 2], cutmix_alpha), _beta(numbers[:, 2], mixup_alpha))
     side = np.floor(size * np.sqrt(1.0 - share))[:, None]
     center = np.floor(numbers[:, 3:5] * size)
-    corners = np.hstack([center - side // 2, center + side // 2])
+    corners = np.hstack([center - side // 2, center + (side + 1) // 2])
     box = np.where((mixed & cut)[:, None], np.clip(corners, 0, size), 0)
     inside = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1]) / size**2
     own = np.where(mixed, np.where(cut, 1.0 - inside, share), 1.0)

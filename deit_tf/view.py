@@ -107,11 +107,11 @@ def make(image_bytes, label, found, config):
     )
     if "flipped" in found:
         image = augment.flip(image, found["flipped"])
-    if "rotate_shift" in found:
-        image = augment.rotate_shift(image, *tf.unstack(found["rotate_shift"]))
     if "operations" in found:
         fill = tf.constant([round(255 * mean) for mean in network.mean], tf.float32)
         image = augment.apply(image, found["operations"], found["arguments"], fill)
+    if "rotate_shift" in found:
+        image = augment.rotate_shift(image, *tf.unstack(found["rotate_shift"]))
     if "erased" in found:
         image = augment.erase(image, found["erased"], found["noise"], network.mean, network.std)
     label = mixing.smooth_labels(label, network.num_classes, facts.label_smoothing)

@@ -3,7 +3,7 @@ import re
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from deit_tf import augment, mixing, policies
 
@@ -175,3 +175,32 @@ def test_nothing_is_compiled_anew_for_another_image():
     group = tf.zeros((4, 8, 8, 3)), tf.zeros((4, 5)), tf.zeros(4), tf.zeros((4, 4), tf.int32)
     found = _inputs(mixing.mix, *group)
     assert found == ["f32[4,8,8,3]", "f32[4,5]", "f32[4]", "s32[4,4]"]
+
+
+@pytest.mark.parametrize("operation", ["AutoContrast", "Solarize"])
+def test_pixels_are_float32_whatever_the_precision_of_the_networks(operation):
+    import keras
+
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    augment._kernel.cache_clear()  # as if no one had asked for it before
+    pixels = np.random.RandomState(0).randint(20, 200, (21, 21, 3)).astype(np.uint8)
+    pillow = {
+        "AutoContrast": ImageOps.autocontrast(Image.fromarray(pixels)),
+        "Solarize": ImageOps.solarize(Image.fromarray(pixels), 77),
+    }
+    found = augment._OPERATIONS[operation](tf.constant(pixels, tf.float32), 77.0, None)
+    assert found.dtype == tf.float32
+    assert np.abs(found - np.float32(pillow[operation])).max() <= 1
+
+
+def test_blurring_adds_without_rounding(apply):
+    # So that it does not hang on the order in which threads add.
+    pixels = np.random.RandomState(0).randint(0, 256, (40, 40, 3)).astype(np.float64)
+    weights = np.exp(-0.5 * (np.arange(-6, 7) / 1.3) ** 2)
+    weights = np.round(weights / weights.sum() * 2**15) / 2**15
+    blurred = pixels
+    for _ in range(2):
+        padded = np.pad(blurred, [(6, 6), (0, 0), (0, 0)], "edge")
+        blurred = sum(weight * padded[i : i + 40] for i, weight in enumerate(weights))
+        blurred = np.floor(blurred + 0.5).transpose(1, 0, 2)
+    np.testing.assert_array_equal(apply(pixels, "GaussianBlur", 1.3), np.minimum(blurred, 255))
