@@ -333,7 +333,7 @@ class AugmentConfig(_Facts):
     mix_group: int = fact(
         64,
         "Consecutive images among which partners are, the first with the last; even, and"
-        " batch_size is a multiple of it.",
+        " batch_size is a multiple of it. The views of an image lie so far apart.",
         at_least=2,
     )
     label_smoothing: float = fact(
@@ -342,7 +342,7 @@ class AugmentConfig(_Facts):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.mix_group % 2:
+        if self.mixes and self.mix_group % 2:
             raise InputError(f"mix_group is {self.mix_group}; it must be even: images form pairs")
 
     @property

@@ -67,7 +67,8 @@ def _ranks(positions, augment):
 
     Repeated augmentation: the views of an image lie one mix_group apart, so that they share
     neither partner nor box nor λ. Image j of a block of mix_group images has its view v at
-    block · repeats · mix_group + v · mix_group + j.
+    block · repeats · mix_group + v · mix_group + j. Where an epoch ends within a block, the images
+    of that block have fewer views.
 
     Reference: Hoffer et al. 2020, "Augment your batch"; Touvron et al. 2021, section 6.
     """

@@ -9,6 +9,9 @@ import hashlib
 import numpy as np
 from scipy import special
 
+# A run goes on under the laws that it began with: to be raised when one of them changes.
+LAWS = 1
+
 _TRIES = 10
 CROP_NUMBERS = 2 * _TRIES + 2
 ERASING_NUMBERS = 1 + 2 * _TRIES + 2

@@ -144,10 +144,11 @@ class RandAugment:
     @property
     def numbers(self):
         """Uniform numbers that an image needs."""
-        return 3 * self.count + (self.count if self._all_alike else len(self.weights))
+        return 3 * self.count + (self.count if self.all_alike else len(self.weights))
 
     @property
-    def _all_alike(self):
+    def all_alike(self):
+        """Whether all operations weigh the same, and are drawn with replacement."""
         return len(set(self.weights.values())) == 1
 
     def draw(self, numbers):
@@ -173,15 +174,16 @@ class RandAugment:
     def _choose(self, numbers):
         """Indices into weights, int [B, count]; without replacement where the weights differ."""
         weights = np.array(list(self.weights.values()))
-        if self._all_alike:
+        if self.all_alike:
             return (numbers * len(weights)).astype(int)
         # Efraimidis & Spirakis 2006: the smallest of such keys are a weighted sample.
         return np.argsort(-np.log1p(-numbers) / weights, axis=-1)[:, : self.count]
 
     def _levels(self, numbers):
-        if self.deviation > 100:
-            return numbers * self.level
-        levels = self.level + self.deviation * special.ndtri(np.maximum(numbers, 2.0**-54))
+        levels = numbers * self.level
+        if self.deviation <= 100:
+            normal = special.ndtri(np.maximum(numbers, 2.0**-54))
+            levels = self.level + self.deviation * normal
         return np.clip(levels, 0.0, self.largest)
 
 
@@ -231,8 +233,10 @@ def parse(text):
         return ThreeAugment() if text else None
     kind, *sections = text.split("-")
     facts = dict(_section(section, text) for section in sections) if kind == "rand" else {}
-    if kind != "rand" or len(facts) < len(sections):  # another policy, or a section twice
+    if kind != "rand":
         raise InputError(f"auto_augment is {text!r}; give {_FORM}")
+    if len(facts) < len(sections):
+        raise InputError(f"auto_augment is {text!r}, which says one thing twice; give {_FORM}")
     if "weights" in facts:
         facts["increasing"] = True  # timm's sets are of such operations, whatever inc says
     return _checked(RandAugment(**facts), text)
@@ -254,10 +258,10 @@ def _section(section, text):
 def _checked(policy, text):
     """The policy, or InputError where a number of it is out of range."""
     most = len(policy.weights)
-    if not 0 <= policy.rate <= 1:
+    if policy.rate > 1:
         raise InputError(f"auto_augment is {text!r}, whose p must be between 0 and 1")
-    if not 1 <= policy.count <= most:
-        raise InputError(f"auto_augment is {text!r}, whose n must be between 1 and {most}")
-    if not 0 < policy.largest <= 20:
-        raise InputError(f"auto_augment is {text!r}, whose mmax must be between 1 and 20")
+    if policy.count < 1:
+        raise InputError(f"auto_augment is {text!r}, whose n must be at least 1")
+    if policy.count > most and not policy.all_alike:
+        raise InputError(f"auto_augment is {text!r}, whose n must be at most {most}: none repeats")
     return policy

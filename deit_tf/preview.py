@@ -1,5 +1,6 @@
 """What a network is going to see: augmented images with their soft labels, as one picture."""
 
+import contextlib
 import os
 import textwrap
 
@@ -8,16 +9,35 @@ import numpy as np
 from deit_tf.config import InputError
 
 ROWS, COLUMNS = 6, 8
-_SHOWN = 0.005  # smaller parts of a label are smoothing
+_SHOWN = 0.005  # of a label, beyond its smoothing
 _INCH = 1.6
 
 
-def save(rows, names, path):
+def rows(images, labels, groups):
+    """The outer pairs of each group: the first images and, mirrored, their partners.
+
+    Args:
+      images: float32 [B, S, S, 3], 0–255.
+      labels: float32 [B, K].
+      groups: how many there are, of equal size.
+
+    Returns:
+      What `draw` takes: a row a group.
+    """
+    size = len(images) // groups
+    half = min(size, COLUMNS) // 2
+    shown = [*range(half), *range(size - half, size)]
+    places = [[group * size + i for i in shown] for group in range(groups)]
+    return [(images[row], labels[row]) for row in places]
+
+
+def save(rows, names, smoothing, path):
     """Draws what `draw` does into a PNG file, whole or not at all.
 
     Args:
       rows: see `draw`.
       names: see `draw`.
+      smoothing: see `draw`.
       path: the file.
 
     Raises:
@@ -25,18 +45,21 @@ def save(rows, names, path):
     """
     part = path + ".part"
     try:
-        draw(rows, names).savefig(part, format="png")
+        draw(rows, names, smoothing).savefig(part, format="png")
         os.replace(part, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(part)
         raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def draw(rows, names):
+def draw(rows, names, smoothing):
     """Draws a grid of images; above each, the largest parts of its label.
 
     Args:
       rows: a list of (images, float32 [n, S, S, 3] in 0–255, labels, float32 [n, K]).
       names: of the K classes.
+      smoothing: mass that all classes share evenly, which is not shown.
 
     Returns:
       A `matplotlib.figure.Figure`.
@@ -52,17 +75,19 @@ def draw(rows, names):
     for line, (images, labels) in zip(grid, rows, strict=True):
         for axes, image, label in zip(line, images, labels, strict=False):
             axes.imshow(np.clip(np.round(image), 0, 255).astype(np.uint8))
-            axes.set_title(caption(label, names), fontsize=6)
+            axes.set_title(caption(label, names, smoothing), fontsize=6)
     return picture
 
 
-def caption(label, names):
+def caption(label, names, smoothing):
     """The two largest parts of a label, a line each.
 
     Args:
       label: float32 [K].
       names: of the K classes.
+      smoothing: mass that all classes share evenly.
     """
     largest = np.argsort(-label, kind="stable")[:2]
-    parts = [f"{label[i]:.2f} {names[i]}" for i in largest if label[i] > _SHOWN]
+    least = smoothing / len(names) + _SHOWN
+    parts = [f"{label[i]:.2f} {names[i]}" for i in largest if label[i] > least]
     return "\n".join(textwrap.shorten(part, 28, placeholder="…") for part in parts)

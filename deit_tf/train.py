@@ -3,6 +3,7 @@
 A run that was stopped goes on when the same command is given again.
 """
 
+import dataclasses
 import os
 
 from absl import logging
@@ -96,10 +97,10 @@ def train(config, run_dir, eval_only=False):
 
 
 def _identify(config, data, new):
-    """What identifies data, teacher and the weights that a new run starts from: {name: value}."""
-    from deit_tf import rundir, teacher_facts, torch_weights
+    """What identifies data, draws, teacher, and what a new run starts from: {name: value}."""
+    from deit_tf import draws, rundir, teacher_facts, torch_weights
 
-    facts, init_from = {**data.facts}, config.run.init_from
+    facts, init_from = {**data.facts, "draws": draws.LAWS}, config.run.init_from
     facts |= teacher_facts.facts(config.distill, data.classes)
     if new and torch_weights.is_file(init_from):
         torch_weights.check(init_from)
@@ -170,7 +171,7 @@ def _check_classes(config, data):
 
 
 def draw_preview(config, path):
-    """Draws what the network is going to see: a row of images for each of some mixing groups.
+    """Draws what the network is going to see; a row shows the outer pairs of a mixing group.
 
     Args:
       config: a `config.Config`.
@@ -182,21 +183,21 @@ def draw_preview(config, path):
     """
     if not path.endswith(".png"):
         raise InputError(f"preview is {path!r}; give the name of a picture that ends in .png")
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        raise InputError(f"preview is {path!r}, and there is no such folder; make it first")
     data = _open(config)
 
     from deit_tf import dataset, preview, readable
 
-    size = config.augment.mix_group if config.augment.mixes else config.data.batch_size
-    rows = []
-    with readable.naming(lambda: [(data.train, dataset.indices(data.train, config, 0))]):
-        for batch in dataset.train_batches(data.train, config):
-            images, labels = batch["image"].numpy(), batch["label"].numpy()
-            for start in range(0, len(images), size):
-                end = start + min(size, preview.COLUMNS)
-                rows.append((images[start:end], labels[start:end]))
-            if len(rows) >= preview.ROWS:
-                break
-    preview.save(rows[: preview.ROWS], data.labels, path)
+    # The first groups of the epoch, however large its batches are.
+    size = config.augment.mix_group if config.augment.mixes else preview.COLUMNS
+    groups = max(min(preview.ROWS, len(data.train) // size), 1)
+    some = dataclasses.replace(config.data, batch_size=groups * size)
+    few = dataclasses.replace(config, data=some)
+    with readable.naming(lambda: [(data.train, dataset.indices(data.train, few, 0))]):
+        batch = next(iter(dataset.train_batches(data.train, few)))
+    rows = preview.rows(batch["image"].numpy(), batch["label"].numpy(), groups)
+    preview.save(rows, data.labels, config.augment.label_smoothing, path)
 
 
 def _open(config):

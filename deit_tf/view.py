@@ -108,7 +108,8 @@ def make(image_bytes, label, found, config):
     if "flipped" in found:
         image = augment.flip(image, found["flipped"])
     if "operations" in found:
-        fill = tf.constant([round(255 * mean) for mean in network.mean], tf.float32)
+        levels = [min(max(round(255 * mean), 0), 255) for mean in network.mean]
+        fill = tf.constant(levels, tf.float32)
         image = augment.apply(image, found["operations"], found["arguments"], fill)
     if "rotate_shift" in found:
         image = augment.rotate_shift(image, *tf.unstack(found["rotate_shift"]))

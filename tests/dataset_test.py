@@ -209,6 +209,16 @@ def test_batches_do_not_depend_on_threads(photos, recipe, hashes):
     assert _hashes(dataset.train_batches(photos, recipe).with_options(options)) == hashes
 
 
+@pytest.mark.parametrize(("policy", "mode"), [("3a", "pair"), ("rand-m6-n3-t3aw", "element")])
+def test_nor_under_other_policies_and_modes(photos, recipe, monkeypatch, policy, mode):
+    facts = dataclasses.replace(recipe.augment, auto_augment=policy, mix_mode=mode)
+    other = dataclasses.replace(recipe, augment=facts)
+    hashes = _hashes(dataset.train_batches(photos, other, 1))
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(5))
+    assert _hashes(dataset.train_batches(photos, other, 2)) == hashes[1:]
+    assert len(set(hashes)) == 3
+
+
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_batches_do_not_depend_on_where_one_enters(photos, recipe, hashes, step):
     photos.read.clear()

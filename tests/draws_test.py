@@ -117,7 +117,9 @@ def test_cutmix_keeps_what_its_box_leaves():
     # middle with λ > 0.4, where the side is below 0.78.
     whole = (top > 0) & (left > 0) & (bottom < 2240) & (right < 2240)
     centered = np.abs([(top + bottom) / 2240 - 1, (left + right) / 2240 - 1]).max(0) < 0.2
-    np.testing.assert_array_equal((bottom - top)[whole], (right - left)[whole])
+    drawn = _uniform("mix", draws.MIX_NUMBERS)[:, 2]  # of which Beta(1, 1) makes λ itself
+    for side in (bottom - top, right - left):
+        np.testing.assert_array_equal(side[whole], np.floor(2240 * np.sqrt(1 - drawn[whole])))
     shown = own[whole & centered & (own > 0.4)]
     assert len(shown) > 300
     _assert_uniform(shown, 0.4, 1.0)

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 import tensorflow as tf
 
-from deit_tf import checkpoint, config, optimizer, rundir, source, torch_weights, weights
+from deit_tf import checkpoint, config, draws, optimizer, rundir, source, torch_weights, weights
 
 NANO = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
 STUDENT = (
@@ -49,18 +49,25 @@ CASES = {
         f"train {STUDENT} --auto_augment=rand-m9-q2",
         "auto_augment is 'rand-m9-q2', whose 'q2' is not known; give rand-m9-mstd0.5-inc1",
     ),
+    "run of other draws": (
+        f"train {GOOD.replace('{new}', '{world}/older_run')}",
+        "older_run holds another run (draws: None -> 1); give another --run_dir, or remove it",
+    ),
     "batch of no whole groups": (
         f"train {STUDENT} --mixup_alpha=0.8 --batch_size=100",
         "batch_size 100 is not a multiple of mix_group 64; give --batch_size=128, or another",
     ),
-    "odd group": (f"train {STUDENT} --mix_group=5", "mix_group is 5; it must be even"),
+    "odd group": (
+        f"train {STUDENT} --mixup_alpha=1 --mix_group=5",
+        "mix_group is 5; it must be even",
+    ),
     "preview of no picture": (
         f"train {STUDENT} --preview=preview.jpg",
         "preview is 'preview.jpg'; give the name of a picture that ends in .png",
     ),
     "preview into nowhere": (
         f"train {GOOD} --preview={{new}}/none/preview.png",
-        "preview.png cannot be written: No such file or directory",
+        "/none/preview.png', and there is no such folder; make it first",
     ),
     "batch of none": (f"train {STUDENT} --batch_size=0", "batch_size is 0; it must be at least 1"),
     "batch not divisible": (
@@ -277,13 +284,15 @@ ENVIRONMENT = {
 BEGUN = ("unreadable training image", "unreadable evaluation image")
 
 
-def _write_run(path, data, classes, facts):
+def _write_run(path, data, classes, facts, plain):
     """A run directory with a checkpoint, as training writes it."""
     network = config.network("deit", num_classes=len(classes), **NANO)
-    whole = config.Config("deit", network, data=data)
+    augment = config.AugmentConfig(**plain)
+    whole = config.Config("deit", network, data=data, augment=augment)
     built = checkpoint.build_network(network)
     adamw = optimizer.build(whole.optimizer, 2, 4, built.trainable_variables)
-    rundir.begin(path, whole, {**facts, "precision": "float32"}, classes, classes)
+    facts = {"draws": draws.LAWS, **facts, "precision": "float32"}
+    rundir.begin(path, whole, facts, classes, classes)
     checkpoint.Run(path).save(built, adamw)
 
 
@@ -303,7 +312,7 @@ def _write_weights(path, network):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(tmp_path_factory, plain):
     """Folders of images and run directories, whole and damaged."""
     root = tmp_path_factory.mktemp("world")
     png = tf.io.encode_png(tf.zeros((4, 4, 3), tf.uint8)).numpy()
@@ -324,13 +333,14 @@ def world(tmp_path_factory):
     data = config.DataConfig(dataset=f"folder:{root / 'good'}", batch_size=2)
     facts = source.open_source(data).facts
     for name in ("run", "cut_run", "half_run", "bare_run"):
-        _write_run(root / name, data, "ab", facts)
+        _write_run(root / name, data, "ab", facts, plain)
+    _write_run(root / "older_run", data, "ab", {**facts, "draws": None}, plain)
     next(root.glob("cut_run/checkpoints/*/optimizer.npz")).unlink()
     whole = (root / "half_run" / "config.json").read_text()
     (root / "half_run" / "config.json").write_text(whole[: len(whole) // 2])
     (root / "bare_run" / "config.json").unlink()
-    _write_run(root / "other_teacher", data, "abc", facts)
-    _write_run(root / "turned_teacher", data, "ba", facts)
+    _write_run(root / "other_teacher", data, "abc", facts, plain)
+    _write_run(root / "turned_teacher", data, "ba", facts, plain)
     _write_weights(root / "nano.safetensors", checkpoint.load(root / "run"))
     (root / "cut.safetensors").write_bytes((root / "nano.safetensors").read_bytes()[:100])
     (root / "saved").mkdir()

@@ -100,6 +100,10 @@ def test_a_large_deviation_means_uniform_levels():
     names, arguments = _drawn("rand-m8-mstd101-p1-inc1")
     levels = np.abs(arguments[names == "Rotate"].astype(np.float64)) / 3.0
     assert stats.kstest(levels, stats.uniform(0, 8).cdf).pvalue > SMALLEST_P
+    names, arguments = _drawn("rand-m20-mstd101-p1-inc1")
+    levels = np.abs(arguments[names == "Rotate"]) / 3.0
+    assert levels.max() == pytest.approx(10)  # cut off as the others
+    assert np.mean(levels > 9.99) == pytest.approx(0.5, abs=0.05)
 
 
 def test_mmax_lets_levels_above_10():
@@ -111,14 +115,24 @@ def test_mmax_lets_levels_above_10():
 
 def test_n_is_the_number_of_operations():
     assert _drawn("rand-m9-n3", 10)[0].shape == (10, 3)
+    assert _drawn("rand-n16", 10)[0].shape == (10, 16)
+    assert _drawn("rand-n4-t3a", 10)[0].shape == (10, 4)
 
 
 def test_weighted_sets_are_drawn_without_replacement():
     names, _ = _drawn("rand-m9-n2-p1-tweights")
     assert (names[:, 0] != names[:, 1]).all()
     weights = np.array(list(policies.parse("rand-tweights").weights.values()))
-    counts = [np.sum(names[:, 0] == name) for name in policies.parse("rand-tweights").weights]
-    assert stats.chisquare(counts, weights / weights.sum() * COUNT).pvalue > SMALLEST_P
+    share = weights / weights.sum()
+    first, second = (
+        [np.sum(slot == name) for name in policies.parse("rand-tweights").weights]
+        for slot in names.T
+    )
+    assert stats.chisquare(first, share * COUNT).pvalue > SMALLEST_P
+    # The second is drawn among those that are left.
+    left = share[:, None] * share / (1 - share[:, None])
+    np.fill_diagonal(left, 0)
+    assert stats.chisquare(second, left.sum(0) * COUNT).pvalue > SMALLEST_P
 
 
 @pytest.mark.parametrize(("text", "operations"), [("rand-t3a", 3), ("rand-m6-t3aw-inc1", 14)])
@@ -164,10 +178,10 @@ def test_no_string_is_no_policy():
         ("rand-m9-x2", "whose 'x2' is not known"),
         ("rand-m9-mstd", "whose 'mstd' is not known"),
         ("rand-m9.5", "whose m must be a whole number"),
-        ("rand-m9-m8", "give rand-m9-mstd0.5-inc1"),
+        ("rand-m9-m8", "which says one thing twice"),
         ("rand-p1.5", "whose p must be between 0 and 1"),
-        ("rand-n0", "whose n must be between 1 and 15"),
-        ("rand-mmax30", "whose mmax must be between 1 and 20"),
+        ("rand-n0", "whose n must be at least 1"),
+        ("rand-n16-tweights", "whose n must be at most 15: none repeats"),
         ("rand-", "whose '' is not known"),
     ],
 )

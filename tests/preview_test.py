@@ -16,18 +16,30 @@ def _rows(rows=2, columns=3):
 
 def test_caption_names_the_largest_parts():
     label = np.array([0.001, 0.9, 0.099, 0.0], np.float32)
-    assert preview.caption(label, list("abcd")) == "0.90 b\n0.10 c"
+    assert preview.caption(label, list("abcd"), 0.0) == "0.90 b\n0.10 c"
 
 
 def test_caption_leaves_smoothing_out_and_shortens_long_names():
-    label = np.array([0.9001, 0.0001, 0.0001], np.float32)
+    label = np.array([0.9333, 0.0333, 0.0333], np.float32)
     names = ["a name that goes on and on and on", "b", "c"]
-    assert preview.caption(label, names) == "0.90 a name that goes on…"
+    assert preview.caption(label, names, 0.1) == "0.93 a name that goes on…"
+    mixed = np.array([0.7, 0.2667, 0.0333], np.float32)
+    assert preview.caption(mixed, list("abc"), 0.1) == "0.70 a\n0.27 b"
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [(2, [[*range(4), *range(6, 10)], [*range(10, 14), *range(16, 20)]]), (10, None)],
+)
+def test_a_row_shows_the_outer_pairs_of_a_group(groups, expected):
+    images = np.arange(20)
+    found = [row.tolist() for row, _ in preview.rows(images, images, groups)]
+    assert found == (expected or [[2 * i, 2 * i + 1] for i in range(10)])
 
 
 def test_saves_a_picture_whole(tmp_path):
     path = tmp_path / "preview.png"
-    preview.save(_rows(), list("abcd"), str(path))
+    preview.save(_rows(), list("abcd"), 0.1, str(path))
     with Image.open(path) as picture:
         assert picture.size == (720, 648)
     assert [file.name for file in tmp_path.iterdir()] == ["preview.png"]
@@ -35,4 +47,4 @@ def test_saves_a_picture_whole(tmp_path):
 
 def test_refuses_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="cannot be written: No such file or directory"):
-        preview.save(_rows(), list("abcd"), str(tmp_path / "none" / "preview.png"))
+        preview.save(_rows(), list("abcd"), 0.1, str(tmp_path / "none" / "preview.png"))

@@ -12,6 +12,7 @@ import time
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from deit_tf import checkpoint, rundir
 
@@ -196,3 +197,17 @@ def test_trains_by_xla_in_bfloat16_with_one_head(runs, command, data_dir, tmp_pa
     )
     assert answer.returncode == 0, answer.stderr
     assert json.loads((run / "config.json").read_text())["facts"]["precision"] == "bfloat16"
+
+
+def test_preview_draws_what_the_network_will_see(command, data_dir, tmp_path):
+    picture = tmp_path / "preview.png"
+    answer = command(
+        "deit_tf.train",
+        *("--model=deit", "--image_size=32", "--patch_size=8", "--num_classes=10"),
+        *(f"--data_dir={data_dir}", f"--preview={picture}"),
+    )
+    assert answer.returncode == 0, answer.stderr
+    with Image.open(picture) as found:
+        assert found.size == (1920, 1944)  # six groups, eight images of each
+        assert len(found.convert("RGB").getcolors(2**24)) > 1000
+    assert list(tmp_path.iterdir()) == [picture]
