@@ -1,4 +1,6 @@
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -222,3 +224,38 @@ def test_blurring_adds_without_rounding(apply):
         blurred = sum(weight * padded[i : i + 40] for i, weight in enumerate(weights))
         blurred = np.floor(blurred + 0.5).transpose(1, 0, 2)
     np.testing.assert_array_equal(apply(pixels, "GaussianBlur", 1.3), np.minimum(blurred, 255))
+
+
+_HASH = """
+import hashlib, sys
+import numpy as np, tensorflow as tf
+threads = int(sys.argv[1])
+tf.config.threading.set_intra_op_parallelism_threads(threads)
+tf.config.threading.set_inter_op_parallelism_threads(threads)
+from deit_tf import augment, policies
+whole, rng = hashlib.sha256(), np.random.RandomState(0)
+for size in (96, 224, 384):
+    image = tf.constant(rng.randint(0, 256, (size, size, 3)), tf.float32)
+    for code in range(len(policies.OPERATIONS)):
+        arguments = tf.constant([1.3])
+        found = augment.apply(image, tf.constant([code]), arguments, tf.constant([1.0, 2.0, 3.0]))
+        whole.update(found.numpy().tobytes())
+    box, seed = tf.constant([3, 4, 50, 60]), tf.constant([1, 2], tf.int64)
+    whole.update(augment.erase(image, box, seed, (0.5,) * 3, (0.2,) * 3).numpy().tobytes())
+print(whole.hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_pixels_do_not_depend_on_how_many_threads_a_machine_has():
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", _HASH, str(threads)],
+            capture_output=True,
+            check=True,
+            text=True,
+        ).stdout
+        for threads in (1, 2, 5)
+    }
+    assert len(found) == 1
+    assert len(found.pop().strip()) == 64
