@@ -15,7 +15,7 @@ NANO = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
 STUDENT = (
     "--model=deit --image_size=8 --patch_size=4 --width=8 --depth=1 --heads=2 --num_classes=10"
     " --nojit --run_dir={new} --data_dir={data}"
-    " --auto_augment= --erasing_rate=0 --repeats=1 --mixup_alpha=0 --cutmix_alpha=0"
+    " --flip_rate=0 --auto_augment= --erasing_rate=0 --repeats=1 --mixup_alpha=0 --cutmix_alpha=0"
 )
 FOLDER = STUDENT.replace("--num_classes=10", "--num_classes=2 --batch_size=2")
 GOOD = f"{FOLDER} --dataset=folder:{{world}}/good"
