@@ -1,5 +1,6 @@
 """Networks and runs on disk: build, load, save, go on. The files: see `rundir`."""
 
+import contextlib
 import csv
 import io
 import json
@@ -7,17 +8,20 @@ import math
 import os
 import pathlib
 import shutil
+import signal
 import time
 import zipfile
 
 import keras
 import numpy as np
+from absl import logging
 
 from deit_tf import config as configuration
-from deit_tf import curves, model, regnet, rundir, torch_weights, weights
+from deit_tf import curves, devices, model, regnet, rundir, torch_weights, weights
 from deit_tf.config import InputError
 
 _SECONDS_BETWEEN_CURVES = 60  # a drawing takes one
+_STATE = ("epoch", "step", "best", "history", "means", "bad_steps", "bad_in_a_row")
 
 
 def build_network(facts):
@@ -131,19 +135,20 @@ class Run:
 
     Args:
       run_dir: the run directory, made by `rundir.begin`.
+      keep: how many checkpoints are kept.
     """
 
-    def __init__(self, run_dir):
-        self.path = pathlib.Path(run_dir)
-        self.epoch, self.step, self.best, self.history = 0, 0, -1.0, []
+    def __init__(self, run_dir, keep=1):
+        self.path, self.keep = pathlib.Path(run_dir), keep
+        self.epoch, self.best, self.history = 0, -1.0, []  # of whole epochs
+        self.step, self.means = 0, None  # within the epoch that was begun
+        self.bad_steps, self.bad_in_a_row = 0, 0
 
-    def restore(self, network, optimizer, average=None):
-        """Puts the newest checkpoint, if any, into network, optimizer and average.
+    def restore(self, pair):
+        """Puts the newest checkpoint, if any, into what is trained.
 
         Args:
-          network: the network, built.
-          optimizer: its optimizer, built.
-          average: the network of its moving average, or None.
+          pair: a `distiller.Distiller`, built and compiled.
 
         Raises:
           InputError: a file of the checkpoint is damaged.
@@ -152,40 +157,43 @@ class Run:
         if not steps:
             return
         try:
-            network.load_weights(steps[-1] / rundir.WEIGHTS)
-            if average:
-                average.load_weights(steps[-1] / rundir.AVERAGE)
+            pair.student.load_weights(steps[-1] / rundir.WEIGHTS)
+            if pair.average:
+                pair.average.network.load_weights(steps[-1] / rundir.AVERAGE)
             with open(steps[-1] / "optimizer.npz", "rb") as file, np.load(file) as stored:
-                optimizer.load_own_variables(dict(stored))
+                pair.optimizer.load_own_variables(dict(stored))
             state = json.loads((steps[-1] / "state.json").read_text())
         except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"{steps[-1]} is damaged: {error}; remove it to start anew") from error
         for name, value in state.items():
             setattr(self, name, value)
+        pair.position.assign(self.step)
+        pair.bad_steps.assign(self.bad_steps)
+        pair.bad_in_a_row.assign(self.bad_in_a_row)
 
-    def save(self, network, optimizer, average=None):
-        """Writes the state as the newest checkpoint and drops those before it."""
+    def save(self, pair):
+        """Writes the state as the newest checkpoint and drops those that are too many.
+
+        Args:
+          pair: a `distiller.Distiller`.
+        """
+        for name in ("bad_steps", "bad_in_a_row"):
+            setattr(self, name, devices.number(getattr(pair, name)))
         final = self.path / "checkpoints" / f"step_{self.step:08d}"
         part = final.with_name("writing")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        network.save_weights(part / rundir.WEIGHTS)
-        if average:
-            average.save_weights(part / rundir.AVERAGE)
+        pair.student.save_weights(part / rundir.WEIGHTS)
+        if pair.average:
+            pair.average.network.save_weights(part / rundir.AVERAGE)
         store = {}
-        optimizer.save_own_variables(store)
+        pair.optimizer.save_own_variables(store)
         np.savez(part / "optimizer.npz", **store)
-        names = ("epoch", "step", "best", "history")
-        rundir.write(
-            part / "state.json",
-            json.dumps({name: getattr(self, name) for name in names}),
-        )
-        older = rundir.steps(self.path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
-        for folder in older:
-            if folder != final:
-                shutil.rmtree(folder)
+        state = {name: getattr(self, name) for name in _STATE}
+        rundir.write(part / "state.json", json.dumps(state))
+        rundir.publish(part, final)
+        for folder in rundir.steps(self.path)[: -self.keep]:
+            shutil.rmtree(folder)
 
     def save_best(self, network):
         """Writes the network's weights as the best so far."""
@@ -214,47 +222,123 @@ class Run:
 
 
 class SaveRun(keras.callbacks.Callback):
-    """Keeps a run directory up to date, epoch by epoch.
+    """Keeps a run directory up to date, step by step and epoch by epoch.
+
+    SIGTERM lets the step under way end on all machines, saves, and leaves with exit code 143.
 
     Args:
       run: a `Run`.
+      config: a `config.RunConfig`.
+      steps: steps of an epoch.
+      writes: whether this machine is the one that writes.
 
     Raises:
-      InputError: it can no longer be written.
+      InputError: it can no longer be written, or too many steps in a row were bad.
+      SystemExit: SIGTERM was received; all is saved.
     """
 
-    def __init__(self, run):
+    def __init__(self, run, config, steps, writes=True):
         super().__init__()
-        self.run, self.drawn = run, -math.inf
+        self.run, self.facts, self.steps, self.writes = run, config, steps, writes
+        self.drawn, self.asked = -math.inf, False
 
     def on_train_begin(self, logs=None):
-        """Mends what a kill left behind its checkpoint."""
-        self.run.write_history()
-        self.run.draw_curves()
+        """Mends what a kill left behind its checkpoint; listens for SIGTERM."""
+        self.before = signal.signal(signal.SIGTERM, self._ask)
+        if self.writes:
+            self.run.write_history()
+            self.run.draw_curves()
+
+    def on_train_end(self, logs=None):
+        """Draws the whole of it."""
+        signal.signal(signal.SIGTERM, self.before)
+        if self.writes:
+            self.run.draw_curves()
+
+    def _ask(self, received, frame):
+        """Notes that this machine is to stop."""
+        self.asked = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Goes on with the means of an epoch that was left in the middle."""
+        if self.run.means:
+            self.model.train_means.put(self.run.means)
+            self.run.means = None
+
+    def on_train_batch_begin(self, batch, logs=None):
+        """Tells the other machines, by the next step's sums, that this one is to stop."""
+        if self.asked:
+            self.model.leaving.assign(1)
+
+    on_test_batch_begin = on_train_batch_begin
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Saves within the epoch; stops after too many bad steps."""
+        self.run.step = devices.number(self.model.position)
+        self._look_at_bad_steps()
+        every = self.facts.checkpoint_every_steps
+        if devices.number(self.model.all_leave):
+            self._leave()
+        elif every and self.run.step % every == 0:
+            self._save_within()
+
+    def on_test_batch_end(self, batch, logs=None):
+        """Leaves while an epoch's evaluation is under way, which then begins anew."""
+        if devices.number(self.model.all_leave):
+            self._leave()
 
     def on_epoch_end(self, epoch, logs=None):
         """Notes the epoch, saves and draws; the best is judged by val_fused_top1."""
-        pair, run = self.model, self.run
+        run, rate = self.run, float(self.model.optimizer.rate_at(self.run.step - 1))
         values = {name: float(value) for name, value in (logs or {}).items()}
-        number = keras.ops.convert_to_numpy  # of one replica's copy, where there are several
-        run.epoch, run.step = epoch + 1, int(number(pair.optimizer.iterations))
-        rate = float(pair.optimizer.rate_at(run.step - 1))
+        run.epoch, run.means = epoch + 1, None
         run.history.append({"epoch": epoch + 1, "step": run.step, "lr": rate, **values})
-        try:
+        if not self.writes:
+            return
+        with self._writing():
             if values["val_fused_top1"] > run.best:
                 run.best = values["val_fused_top1"]
-                run.save_best(pair.evaluated)
-            run.save(pair.student, pair.optimizer, pair.average and pair.average.network)
+                run.save_best(self.model.evaluated)
+            run.save(self.model)
             run.write_history()
             if time.monotonic() - self.drawn > _SECONDS_BETWEEN_CURVES:
                 run.draw_curves()
                 self.drawn = time.monotonic()
-        except OSError as error:
-            raise InputError(f"{run.path} can no longer be written: {error}") from error
 
-    def on_train_end(self, logs=None):
-        """Draws the whole of it."""
-        self.run.draw_curves()
+    def _look_at_bad_steps(self):
+        """Warns of a bad step; raises InputError after too many in a row."""
+        count, run = devices.number(self.model.bad_in_a_row), self.run
+        if not count:
+            return
+        logging.warning("step %d left out: its loss or gradient is not finite", run.step - 1)
+        if count >= self.facts.max_bad_steps:
+            raise InputError(
+                f"{count} steps in a row of {run.path}, up to step {run.step - 1}, had a loss or a"
+                " gradient that is not finite, and were left out; look at the data, or train anew"
+                " with a smaller --lr"
+            )
+
+    def _save_within(self):
+        """Writes the state in the middle of an epoch."""
+        if self.writes:
+            self.run.means = self.model.train_means.take()
+            with self._writing():
+                self.run.save(self.model)
+            self.run.means = None
+
+    def _leave(self):
+        """Saves, and ends the process."""
+        self._save_within()
+        logging.info("stopped by SIGTERM after step %d; started again it goes on", self.run.step)
+        raise SystemExit(128 + signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Says in one line what is wrong where the run directory can no longer be written."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.run.path} can no longer be written: {error}") from error
 
 
 def describe(network):

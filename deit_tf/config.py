@@ -474,10 +474,24 @@ class RunConfig(_Facts):
         "Precision of the layers: auto is bfloat16 on a GPU and float32 on a CPU.",
         choices=("auto", "float32", "bfloat16"),
     )
+    strategy: str = fact(
+        "mirrored",
+        "What a batch is shared among: mirrored: the replicas of this machine; multi_worker: those"
+        " of all machines that TF_CONFIG names; one_device: nothing.",
+        choices=("mirrored", "multi_worker", "one_device"),
+        free=True,
+    )
     replicas: int = fact(
         0,
-        "Copies of the network that share a batch; 0 is one a visible GPU, or one on the CPU.",
+        "Copies of the network on this machine; 0 is one a visible GPU, or one on the CPU.",
         at_least=0,
+        free=True,
+    )
+    accumulate: int = fact(
+        1,
+        "Micro-batches that a replica makes of its part of a batch, one after the other, so that a"
+        " large batch fits into a small memory.",
+        at_least=1,
         free=True,
     )
     jit: bool = fact(
@@ -489,6 +503,29 @@ class RunConfig(_Facts):
         " text).",
         choices=("logits", "softmax"),
     )
+    checkpoint_every_steps: int = fact(
+        0,
+        "Steps between checkpoints within an epoch; 0 saves at the end of each epoch alone.",
+        at_least=0,
+        free=True,
+    )
+    keep_checkpoints: int = fact(
+        1, "Newest checkpoints that are kept, beside the best weights.", at_least=1, free=True
+    )
+    max_bad_steps: int = fact(
+        10,
+        "Steps in a row whose loss or gradient is not finite, at which a run stops; each is left"
+        " out and counted.",
+        at_least=1,
+        free=True,
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.replicas > 1 and self.strategy == "one_device":
+            raise InputError(
+                f"replicas is {self.replicas} and strategy one_device; give --strategy=mirrored"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,6 +48,11 @@ def steps_per_epoch(records, batch_size):
     return len(records) // batch_size
 
 
+def eval_steps(records, batch_size):
+    """Batches that hold all images, the last one perhaps not full of them."""
+    return math.ceil(len(records) / batch_size)
+
+
 def indices(records, config, step):
     """Which images a step trains on, int64 [B].
 
@@ -191,24 +196,26 @@ def _finished(batches, count):
     return batches.apply(known).prefetch(_BATCHES_AHEAD).with_options(options)
 
 
-def eval_batches(records, config):
+def eval_batches(records, config, worker=0, workers=1):
     """The evaluation images in their order, each counted exactly once.
 
     Args:
       records: `Source.eval`.
       config: a `config.Config`.
+      worker: which part of each batch; counted from 0.
+      workers: how many parts there are.
 
     Returns:
       A `tf.data.Dataset` of {"image": float32 [B, S, S, 3] in 0–255, "label": float32 [B, K],
-      "weight": float32 [B]}; weight is 0 for the images that fill up the last batch, and for one
-      that stands for an unreadable one.
+      "weight": float32 [B]}; B is batch_size / workers; weight is 0 for the images that fill up
+      the last batch, and for one that stands for an unreadable one.
     """
     size, batch_size, network = len(records), config.data.batch_size, config.network
-    chunks = range(math.ceil(size / batch_size))
+    chunks, part = range(eval_steps(records, batch_size)), batch_size // workers
 
     def read(chunk):
-        """Bytes, labels and whether they count, of a batch."""
-        positions = chunk * batch_size + np.arange(batch_size)
+        """Bytes, labels and whether they count, of a worker's part of a batch."""
+        positions = chunk * batch_size + worker * part + np.arange(part)
         rows = _rows(records, np.minimum(positions, size - 1))
         return *_columns(rows), (positions < size) & [row.get("readable", True) for row in rows]
 
@@ -221,4 +228,4 @@ def eval_batches(records, config):
         }
 
     images = _images(chunks, read, [tf.string, tf.int64, tf.bool], [[]] * 3, work)
-    return _finished(images.batch(batch_size, drop_remainder=True), len(chunks))
+    return _finished(images.batch(part, drop_remainder=True), len(chunks))

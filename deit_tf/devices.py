@@ -1,5 +1,7 @@
 """What this machine computes on: replicas, precision, and a warning where a GPU lies idle."""
 
+import functools
+import hashlib
 import pathlib
 
 import keras
@@ -11,20 +13,32 @@ from deit_tf.config import InputError
 _MARKS_OF_NVIDIA = ("/proc/driver/nvidia/gpus", "/dev/nvidiactl", "/dev/dxg")
 
 
-def strategy(replicas=0):
+@functools.cache  # several machines meet once, before TensorFlow computes anything
+def strategy(kind="mirrored", replicas=0):
     """How a batch is shared out.
 
     Args:
-      replicas: copies of the network; 0 is one a visible GPU, or one on the CPU. More than one on
-        a CPU share its cores: slower than one, but the same training.
+      kind: "mirrored", "multi_worker" (which waits until all workers are there) or "one_device".
+      replicas: copies of the network on this machine; 0 is one a visible GPU, or one on the CPU.
+        More than one on a CPU share its cores: slower than one, but the same training.
 
     Returns:
-      A `MirroredStrategy` on GPUs or for several replicas, else the default strategy.
+      A `MultiWorkerMirroredStrategy`, a `MirroredStrategy` on GPUs or for several replicas, else
+      the default strategy, which computes on the first GPU where there is one.
 
     Raises:
-      InputError: more replicas than visible GPUs.
+      InputError: more replicas than visible GPUs, or a number of them that a worker cannot have.
     """
     gpus = tf.config.list_physical_devices("GPU")
+    if kind == "one_device":
+        return tf.distribute.get_strategy()
+    if kind == "multi_worker":
+        if replicas not in (0, max(len(gpus), 1)):
+            raise InputError(
+                f"replicas is {replicas}, but a worker has one on each of its GPUs, or one on its"
+                " CPU; leave --replicas away"
+            )
+        return tf.distribute.MultiWorkerMirroredStrategy()
     if gpus:
         if replicas > len(gpus):
             raise InputError(f"replicas is {replicas}, but {len(gpus)} GPU(s) are visible")
@@ -33,6 +47,53 @@ def strategy(replicas=0):
         return tf.distribute.get_strategy()
     split_cpu(replicas)
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(replicas)])
+
+
+def share(strategy, batches):
+    """What `fit` takes of a worker's batches.
+
+    Args:
+      strategy: what `strategy` gave.
+      batches: a `tf.data.Dataset` of this worker's part of every batch.
+
+    Returns:
+      On one machine the same, which Keras hands out to the replicas; on several, where
+      TensorFlow would take every worker's part for the whole, batches of its replicas.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return batches
+
+    def of_replicas(context):
+        mine = context.num_replicas_in_sync // context.num_input_pipelines
+        size = next(iter(batches.element_spec.values())).shape[0]
+        return batches if mine == 1 else batches.rebatch(size // mine, drop_remainder=True)
+
+    return strategy.distribute_datasets_from_function(of_replicas)
+
+
+def meet(strategy, text=""):
+    """Waits until all workers are here, and compares what they say.
+
+    Args:
+      strategy: what `strategy` gave.
+      text: what this worker says.
+
+    Returns:
+      Whether all say the same.
+    """
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return True
+    own = int(hashlib.sha256(text.encode()).hexdigest()[:15], 16)
+
+    @tf.function
+    def gathered():
+        def of_all():
+            mine = tf.constant([own], tf.int64)
+            return tf.distribute.get_replica_context().all_gather(mine, axis=0)
+
+        return strategy.experimental_local_results(strategy.run(of_all))[0]
+
+    return bool(tf.reduce_all(gathered() == own))
 
 
 def split_cpu(parts):
@@ -51,18 +112,26 @@ def split_cpu(parts):
         tf.config.set_logical_device_configuration(cpu, [one] * parts)
 
 
-def check_batch(batch_size, replicas):
+def check_batch(batch_size, replicas, accumulate=1):
     """Raises InputError where a batch cannot be shared out evenly.
 
     Args:
       batch_size: images in a batch over all replicas.
       replicas: how many there are.
+      accumulate: micro-batches of each.
     """
-    if batch_size % replicas:
+    parts = replicas * accumulate
+    if batch_size % parts:
+        times = f" × {accumulate} micro-batches" if accumulate > 1 else ""
         raise InputError(
-            f"batch_size {batch_size} is not a multiple of the {replicas} replicas; give"
-            f" --batch_size={max(batch_size // replicas, 1) * replicas}"
+            f"batch_size {batch_size} is not a multiple of the {replicas} replicas{times}; give"
+            f" --batch_size={max(batch_size // parts, 1) * parts}"
         )
+
+
+def number(variable):
+    """The whole number that a variable holds; of one replica's copy, where there are several."""
+    return int(keras.ops.convert_to_numpy(variable))
 
 
 def memory():

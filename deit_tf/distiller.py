@@ -4,8 +4,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from deit_tf import losses, model
+from deit_tf import losses, means, model
 from deit_tf.config import DistillConfig, InputError
+
+_MEASURED = ("loss", "top1", "top5")
+_COUNTS = ("position", "bad_steps", "bad_in_a_row", "leaving", "all_leave")
 
 
 class Distiller(keras.Model):
@@ -55,24 +58,28 @@ class Distiller(keras.Model):
             self.teach = lambda image: teacher(image, training=False)["cls"]
         terms = ("loss", "class_loss", "distillation_loss") if self.teach else ("loss",)
         heads = ("cls", "dist", "fused") if student.config.distilled else ("cls", "fused")
-        eval_names = [f"{head}_{what}" for head in heads for what in ("loss", "top1", "top5")]
-        self.train_means = {name: keras.metrics.Mean(name) for name in (*terms, "top1")}
-        self.eval_means = {name: keras.metrics.Mean(name) for name in eval_names}
+        self.train_means = means.Means([*terms, "top1"])
+        self.eval_means = means.Means(f"{head}_{what}" for head in heads for what in _MEASURED)
+        self.position, self.bad_steps, self.bad_in_a_row, self.leaving, self.all_leave = (
+            keras.Variable(0, dtype="int64", trainable=False, name=name) for name in _COUNTS
+        )
         self.evaluating = False
         self.built = True
 
-    def compile(self, optimizer=None, jit_compile=False, **kwargs):
-        """Keras' `compile`, but for two things.
+    def compile(self, optimizer=None, jit_compile=False, accumulate=1, **kwargs):
+        """Keras' `compile`, but for three things.
 
         Args:
-          optimizer: one that is not built yet is built for the student.
+          optimizer: one of `deit_tf.optimizer`; one that is not built yet is built for the student.
           jit_compile: whether XLA compiles each replica's forward and backward pass. The sum over
             replicas and the update stay outside: with them inside, several replicas fail.
+          accumulate: micro-batches that a replica's part of a batch is computed in.
           **kwargs: Keras'.
         """
         super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
         if self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.student.trainable_variables)
+        self.accumulate = accumulate
         whole = tf.function(self.forward_backward, jit_compile=True)
         self.run_forward_backward = whole if jit_compile else self.forward_backward
 
@@ -83,8 +90,12 @@ class Distiller(keras.Model):
 
     @property
     def metrics(self):
-        """The metrics of what runs now: those of training, or those of evaluation."""
-        return list((self.eval_means if self.evaluating else self.train_means).values())
+        """None of Keras': both steps answer the means so far."""
+        return []
+
+    def reset_metrics(self):
+        """Begins the means anew: those of training, or those of evaluation."""
+        (self.eval_means if self.evaluating else self.train_means).reset()
 
     def evaluate(self, *args, **kwargs):
         """Keras' `evaluate`; each head's and their fusion's loss, top-1 and top-5."""
@@ -93,6 +104,34 @@ class Distiller(keras.Model):
             return super().evaluate(*args, **kwargs)
         finally:
             self.evaluating = False
+
+    def make_train_function(self, force=False):
+        """Keras' hook: what `fit` calls with an iterator, step by step."""
+        if self.train_function is None or force:
+            self.train_function = self._on_each_replica(self.train_step)
+
+    def make_test_function(self, force=False):
+        """Keras' hook: what `evaluate` calls with an iterator, batch by batch."""
+        if self.test_function is None or force:
+            self.test_function = self._on_each_replica(self.test_step)
+
+    def _on_each_replica(self, step):
+        """A compiled function of an iterator: a step on each replica.
+
+        All replicas answer alike, so that the first one's answer is the step's. Keras reduces the
+        answers, by a way that several machines do not have.
+        """
+        strategy = self.distribute_strategy
+
+        def run(iterator):
+            answers = strategy.run(step, args=(next(iterator),))
+            first = strategy.experimental_local_results
+            return {name: first(answer)[0] for name, answer in answers.items()}
+
+        return tf.function(run, autograph=False)
+
+    def _maybe_symbolic_build(self, *args, **kwargs):
+        """Nothing is left to build; Keras would look at a batch, which several machines refuse."""
 
     def losses_of(self, logits, label, teacher_logits):
         """Both terms of the objective.
@@ -126,66 +165,127 @@ class Distiller(keras.Model):
             "distillation_loss": distillation_loss,
         }
 
-    def forward_backward(self, image, label, keep):
-        """One replica's part of a step.
+    def forward_backward(self, image, label, keep=None):
+        """A replica's work on a micro-batch.
 
         Args:
-          image: float32 [B, S, S, 3], 0–255.
-          label: float32 [B, K].
-          keep: float32 [B, depth, 2], or None.
+          image: float32 [b, S, S, 3], 0–255.
+          label: float32 [b, K].
+          keep: float32 [b, depth, 2], or None.
 
         Returns:
-          The student's logits, the terms of `losses_of`, and the gradients of this replica's share
-          of the mean loss.
+          The gradients of this micro-batch's share of the mean loss over the whole batch; and
+          float32 [n + 2]: the sums over its images of the terms of `losses_of` and of the hits,
+          then 1 where the loss or a gradient is not finite, then the number of images.
         """
         teacher_logits = self.teach(image) if self.teach else None
+        shares = self.distribute_strategy.num_replicas_in_sync * self.accumulate
         with tf.GradientTape() as tape:
             logits = self.student(image, keep=keep, training=self.train_mode)
             terms = self.losses_of(logits, label, teacher_logits)
-            # Keras' optimizer sums the gradients of the replicas, so each gives its share.
-            share = ops.mean(terms["loss"]) / self.distribute_strategy.num_replicas_in_sync
-        return logits, terms, tape.gradient(share, self.student.trainable_variables)
+            share = ops.mean(terms["loss"]) / shares
+        gradients = tape.gradient(share, self.student.trainable_variables)
+        hits = _hits(model.fuse(logits, self.fusion), label, 1)
+        finite = [ops.all(ops.isfinite(value)) for value in (share, *gradients)]
+        bad = 1.0 - ops.cast(ops.all(ops.stack(finite)), "float32")
+        sums = [ops.sum(ops.cast(value, "float32")) for value in (*terms.values(), hits)]
+        images = ops.cast(ops.shape(image)[0], "float32")
+        return gradients, ops.stack([*sums, bad, images])
+
+    def _work(self, batch):
+        """A replica's gradients and sums of a batch, micro-batch after micro-batch."""
+        batch = {name: batch[name] for name in ("image", "label", "keep") if name in batch}
+        if self.accumulate == 1:
+            return self.run_forward_backward(**batch)
+        parts = {
+            name: tf.reshape(value, [self.accumulate, -1, *value.shape[1:]])
+            for name, value in batch.items()
+        }
+        size = batch["image"].shape[0] // self.accumulate
+
+        def add(i, gradients, sums):
+            part = {name: tf.ensure_shape(v[i], [size, *v.shape[2:]]) for name, v in parts.items()}
+            more, found = self.run_forward_backward(**part)
+            return i + 1, [a + b for a, b in zip(gradients, more, strict=True)], sums + found
+
+        none = [tf.zeros(v.shape, v.dtype) for v in self.student.trainable_variables]
+        nothing = tf.zeros([len(self.train_means.names) + 1])
+        start = (tf.constant(0), none, nothing)
+        # One after the other: side by side they would need the memory of the whole batch.
+        more = tf.while_loop(lambda i, *_: i < self.accumulate, add, start, parallel_iterations=1)
+        return more[1], more[2]
 
     def train_step(self, batch):
-        """One update of the student; returns the means of the epoch so far."""
-        image, label = batch["image"], batch["label"]
-        logits, terms, gradients = self.run_forward_backward(image, label, batch.get("keep"))
-        self.optimizer.apply(gradients, self.student.trainable_variables)
-        self._average_statistics()
-        if self.average:
-            self.average.update()
-        for name, term in terms.items():
-            self.train_means[name].update_state(term)
-        fused = model.fuse(logits, self.fusion)
-        self.train_means["top1"].update_state(_hits(fused, label, 1))
-        return self.get_metrics_result()
+        """One update of the student; returns the means of the epoch so far.
 
-    def _average_statistics(self):
-        """Gives all replicas the mean of their batch statistics; each gathers only its own."""
+        A step whose loss or gradient is not finite, on any replica, changes nothing but the
+        position and the count of such steps: all replicas see it, as they see the sums.
+        """
         context = tf.distribute.get_replica_context()
-        if context.num_replicas_in_sync > 1:
-            for variable in self.student.non_trainable_weights:
-                variable.assign(context.all_reduce("MEAN", tf.convert_to_tensor(variable)))
+        statistics = [tf.identity(weight) for weight in self.student.non_trainable_weights]
+        gradients, sums = self._work(batch)
+        *gradients, sums, leaving = context.all_reduce("SUM", [*gradients, sums, self._leaving()])
+        *totals, bad, images = tf.unstack(sums)
+        good = bad == 0
+        self._settle_statistics(context, statistics, good)
+
+        def update():
+            self.optimizer.update(gradients, self.student.trainable_variables, self.position)
+            if self.average:
+                self.average.update()
+
+        tf.cond(good, update, lambda: None)
+        self.train_means.add(tf.where(good, tf.stack([*totals, images]), 0.0))
+        self._count(good, leaving)
+        return self.train_logs()
+
+    def train_logs(self):
+        """The means of the epoch so far, and the number of bad steps of the run."""
+        return {**self.train_means.result(), "bad_steps": ops.cast(self.bad_steps, "float32")}
+
+    def _settle_statistics(self, context, before, good):
+        """Gives all replicas the mean of their batch statistics, or after a bad step the old ones.
+
+        Each replica gathers the statistics of its own part of a batch alone.
+        """
+        weights = self.student.non_trainable_weights
+        if not weights:
+            return
+        found = context.all_reduce("MEAN", [tf.convert_to_tensor(weight) for weight in weights])
+        for weight, new, old in zip(weights, found, before, strict=True):
+            weight.assign(tf.where(good, new, old))
+
+    def _leaving(self):
+        """float32 []: whether this machine asks all to leave, as a number that can be summed."""
+        return ops.cast(self.leaving, "float32")
+
+    def _count(self, good, leaving):
+        """Notes a step in the counts, which are the same on all replicas."""
+        one = ops.cast(good, "int64")
+        self.optimizer.iterations.assign_add(ops.cast(one, self.optimizer.iterations.dtype))
+        self.position.assign_add(1)
+        self.bad_steps.assign_add(1 - one)
+        self.bad_in_a_row.assign((self.bad_in_a_row + 1) * (1 - one))
+        self.all_leave.assign(ops.cast(leaving > 0, "int64"))
 
     def test_step(self, batch):
         """Measures one batch; returns the means so far."""
         label, weight = batch["label"], batch["weight"]
         logits = self.evaluated(batch["image"], training=False)
-        for head, answer in {
-            **logits,
-            "fused": model.fuse(logits, self.fusion),
-        }.items():
-            measured = {
-                "loss": losses.soft_target_cross_entropy(answer, label),
-                "top1": _hits(answer, label, 1),
-                "top5": _hits(answer, label, 5),
-            }
-            for what, values in measured.items():
-                self.eval_means[f"{head}_{what}"].update_state(values, weight)
-        return self.get_metrics_result()
+        sums = []
+        for answer in (*logits.values(), model.fuse(logits, self.fusion)):
+            loss = losses.soft_target_cross_entropy(answer, label)
+            measured = (loss, _hits(answer, label, 1), _hits(answer, label, 5))
+            sums += [tf.reduce_sum(value * weight) for value in measured]
+        context = tf.distribute.get_replica_context()
+        sums = tf.stack([*sums, tf.reduce_sum(weight)])
+        sums, leaving = context.all_reduce("SUM", [sums, self._leaving()])
+        self.eval_means.add(sums)
+        self.all_leave.assign(ops.cast(leaving > 0, "int64"))
+        return self.eval_means.result()
 
 
-def measure(network, batches, fusion="logits", callbacks=()):
+def measure(network, batches, fusion="logits", callbacks=(), steps=None):
     """How well a network does on evaluation images.
 
     Args:
@@ -193,6 +293,7 @@ def measure(network, batches, fusion="logits", callbacks=()):
       batches: what `dataset.eval_batches` gave.
       fusion: see `model.fuse`.
       callbacks: Keras', for a progress bar.
+      steps: how many batches there are, where they do not know it themselves.
 
     Returns:
       {"images": int, "cls": {"top1", "top5", "loss"}, "fused": the same} and, distilled, "dist";
@@ -200,14 +301,15 @@ def measure(network, batches, fusion="logits", callbacks=()):
     """
     meter = Distiller(network, fusion=fusion)
     meter.compile()
-    flat = meter.evaluate(batches, return_dict=True, verbose=0, callbacks=list(callbacks))
+    flat = meter.evaluate(
+        batches, steps=steps, return_dict=True, verbose=0, callbacks=list(callbacks)
+    )
     heads = [head for head in ("cls", "dist", "fused") if f"{head}_top1" in flat]
     measured = {
         head: {what: float(flat[f"{head}_{what}"]) for what in ("top1", "top5", "loss")}
         for head in heads
     }
-    weights = keras.ops.convert_to_numpy(meter.eval_means["fused_top1"].count)
-    return {"images": round(float(weights)), **measured}
+    return {"images": round(meter.eval_means.take()[-1]), **measured}
 
 
 def _hits(logits, label, k):
@@ -216,9 +318,11 @@ def _hits(logits, label, k):
     Of equal logits the first classes count as larger, as `argmax` has it; so a network that gives
     the same to all classes is not always right.
     """
-    truth = tf.argmax(label, axis=-1, output_type=tf.int32)[:, tf.newaxis]
+    truth = tf.argmax(label, axis=-1, output_type=tf.int32)
+    if k == 1:
+        return tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32) == truth, tf.float32)
     _, largest = tf.math.top_k(logits, min(k, logits.shape[-1]))  # [B, k]
-    return tf.cast(tf.reduce_any(largest == truth, axis=-1), tf.float32)
+    return tf.cast(tf.reduce_any(largest == truth[:, tf.newaxis], axis=-1), tf.float32)
 
 
 def _check_teacher(student, teacher):

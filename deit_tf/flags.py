@@ -175,6 +175,8 @@ def run(main):
             return main(argv)
         except config.InputError as error:
             _leave(1, traceback.format_exc() if FLAGS.debug else f"error: {error}\n")
+        except SystemExit as error:  # a run that was asked to stop, and has saved
+            _leave(error.code, "")
         except KeyboardInterrupt:
             text = "stopped\n"
             _leave(130, traceback.format_exc() if FLAGS.debug else text)

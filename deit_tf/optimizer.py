@@ -24,15 +24,17 @@ def without_decay(variables, decay_dist_token):
     return [v for v in variables if len(v.shape) <= 1 or v.name in tokens]
 
 
-class _Clipped:
-    """Lets a Keras optimizer limit the gradient of the whole batch.
+class _Updates:
+    """What ours add to a Keras optimizer: `update`, in place of Keras' `apply`.
 
-    Keras' own `global_clipnorm` limits each replica's part before they are summed, which is
-    another update on every number of replicas.
+    Keras sums the gradients over replicas inside `apply`, where nobody can look at the sum before
+    it is applied, and updates all replicas from one place, which cannot stand in a `tf.cond`. Here
+    gradients come summed, and every replica updates its own copy, alike.
 
     Args:
       *args: Keras'.
-      clip_norm: largest global norm of the gradient, summed over replicas; 0 is no limit.
+      clip_norm: largest global norm of the gradient, summed over replicas; 0 is no limit. Keras'
+        own `global_clipnorm` limits each replica's part: another update on every number of them.
       **kwargs: Keras'.
     """
 
@@ -41,25 +43,37 @@ class _Clipped:
         self.clip_norm = clip_norm
 
     def rate_at(self, step):
-        """The learning rate of a step, counted from 0."""
-        return self._learning_rate(step)
+        """The learning rate of a step, counted from 0; steps that were left out count."""
+        schedule_of = self._learning_rate
+        return schedule_of(step) if callable(schedule_of) else schedule_of
 
-    def _all_reduce_sum_gradients(self, grads_and_vars):
-        """The sums over replicas, limited; the hook that Keras' update goes through."""
-        summed = super()._all_reduce_sum_gradients(grads_and_vars)
-        if not self.clip_norm:
-            return summed
-        gradients, variables = zip(*summed, strict=True)
-        clipped, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
-        return list(zip(clipped, variables, strict=True))
+    def update(self, gradients, variables, step):
+        """One update; the caller counts it in `iterations`.
+
+        Args:
+          gradients: summed over replicas, one a variable.
+          variables: those that the optimizer was built for.
+          step: int64 [], the place in the schedule.
+        """
+        if self.clip_norm:
+            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+        rate = self.rate_at(step)
+        for gradient, variable in zip(gradients, variables, strict=True):
+            self.update_step(gradient, variable, rate)
 
 
-class AdamW(_Clipped, keras.optimizers.AdamW):
-    """Keras' AdamW, with `clip_norm`."""
+class AdamW(_Updates, keras.optimizers.AdamW):
+    """Keras' AdamW, with `update` and `clip_norm`."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        """One variable's update: w ← w - rate·decay·w, then Adam's."""
+        if self._use_weight_decay(variable):
+            self.assign_sub(variable, variable * (self.weight_decay * learning_rate))
+        super().update_step(gradient, variable, learning_rate)
 
 
-class SGD(_Clipped, keras.optimizers.SGD):
-    """PyTorch's SGD: momentum that holds the gradient, weight decay in it, and `clip_norm`.
+class SGD(_Updates, keras.optimizers.SGD):
+    """PyTorch's SGD: momentum that holds the gradient, weight decay in it, `update`, `clip_norm`.
 
     Keras' own multiplies the rate into the momentum, so that a schedule reaches the weights late,
     and its weight decay is decoupled.

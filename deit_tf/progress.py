@@ -62,9 +62,13 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         """Shows a new bar."""
-        self.epoch, self.done, self.begin = epoch, 0, time.monotonic()
+        self.epoch, self.begin = epoch, time.monotonic()
+        self.end_of_training = self.begin
+        # An epoch that was left in the middle goes on there.
+        self.first = self.done = devices.number(self.model.position) - epoch * self.steps
         self.name = f"epoch {epoch + 1}/{self.epochs}"
         self.bar = _bar(self.steps, self.name)
+        self.bar.update(self.done)
 
     def on_train_batch_end(self, batch, logs=None):
         """Moves the bar."""
@@ -78,7 +82,8 @@ class Progress(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Takes the bar away and logs the line that stays."""
         self.bar.close()
-        self.epoch_seconds = time.monotonic() - self.begin
+        if not self.first:
+            self.epoch_seconds = time.monotonic() - self.begin
         names = _SHOWN if "val_dist_top1" in logs else _SHOWN_OF_ONE_HEAD
         shown = [f"{name} {logs[name]:.4f}" for name in names]
         logging.info("%s: %s, %s", self.name, self.summary(), ", ".join(shown))
@@ -86,11 +91,11 @@ class Progress(keras.callbacks.Callback):
     def summary(self):
         """Speed in this epoch, time left of the run, memory: "812 images/s, 0:02:35 left, 1 GB"."""
         seconds = max(self.end_of_training - self.begin, 1e-9)
-        part = self.done / self.steps
-        whole = self.epoch_seconds or seconds / part
-        left = max(self.epochs - self.epoch - part, 0.0) * whole
+        done = self.done - self.first
+        whole = self.epoch_seconds or seconds * self.steps / max(done, 1)
+        left = max(self.epochs - self.epoch - self.done / self.steps, 0.0) * whole
         return (
-            f"{self.done * self.batch_size / seconds:.0f} images/s,"
+            f"{done * self.batch_size / seconds:.0f} images/s,"
             f" {datetime.timedelta(seconds=round(left))} left,"
             f" {devices.memory() / 2**30:.1f} GB"
         )

@@ -7,11 +7,11 @@ history.csv            one row an epoch
 curves.png             the same as a picture
 logs/                  TensorBoard events
 best.weights.h5        the network at its best evaluation accuracy
-checkpoints/step_N/    the newest state, whole or not there at all:
+checkpoints/step_N/    a newest state, whole or not there at all:
     network.weights.h5   the network
     average.weights.h5   the moving average of its weights, where there is one
     optimizer.npz        the optimizer's variables
-    state.json           epoch, step, best accuracy, history
+    state.json           epochs that are over, step, best accuracy, history, means of this epoch
 """
 
 import hashlib
@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 
 from deit_tf import config as configuration
 from deit_tf.config import InputError
@@ -91,6 +92,23 @@ def write(path, text):
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     os.replace(part, path)
+
+
+def publish(part, final):
+    """Gives a folder that is written whole its name; what was written is on the disk then.
+
+    Args:
+      part: the folder, a path.
+      final: its name; a folder of that name is replaced.
+    """
+    for path in (*part.iterdir(), part):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(part, final)
 
 
 def begin(run_dir, config, facts, classes, labels):

@@ -3,12 +3,14 @@
 A run that was stopped goes on when the same command is given again.
 """
 
+import contextlib
 import dataclasses
+import json
 import os
 
 from absl import logging
 
-from deit_tf import flags, report
+from deit_tf import cluster, flags, report
 from deit_tf.config import InputError
 
 
@@ -30,11 +32,9 @@ def train(config, run_dir, eval_only=False):
     # What can be wrong is looked for before TensorFlow is imported, which takes seconds.
     from deit_tf import rundir
 
-    if config.run.replicas > 1:
-        from deit_tf import devices
-
-        devices.split_cpu(config.run.replicas)  # before a data set is prepared, which computes
-    data = _open(config)
+    machines = cluster.find(config.run.strategy)
+    config.check_groups(machines.workers)
+    data = _open_in_turn(config, machines)
     new, init_from = not rundir.steps(run_dir), config.run.init_from
     facts = _identify(config, data, new)
     rundir.check_same(run_dir, config, facts)
@@ -44,13 +44,13 @@ def train(config, run_dir, eval_only=False):
     import keras
 
     from deit_tf import checkpoint, dataset, devices, distiller, readable, teacher
-    from deit_tf import progress as progressing
 
-    strategy = devices.strategy(config.run.replicas)
+    strategy = devices.strategy(config.run.strategy, config.run.replicas)
     keras.utils.set_random_seed(config.run.seed)
     facts["precision"] = devices.set_precision(config.run.precision)
     _greet(config, strategy, facts["precision"], devices.idle_gpu())
-    devices.check_batch(config.data.batch_size, strategy.num_replicas_in_sync)
+    replicas = strategy.num_replicas_in_sync
+    devices.check_batch(config.data.batch_size, replicas, config.run.accumulate)
     steps = dataset.steps_per_epoch(data.train, config.data.batch_size)
 
     with strategy.scope():
@@ -61,39 +61,123 @@ def train(config, run_dir, eval_only=False):
                 logging.info("from %s: %s", init_from, change)
         pair = _build(student, config, steps, taught_by)
 
-    if not eval_only:
+    if machines.is_chief and not eval_only:
         rundir.begin(run_dir, config, facts, data.classes, data.labels)
-    run = checkpoint.Run(run_dir)
-    run.restore(pair.student, pair.optimizer, pair.average and pair.average.network)
+    run = checkpoint.Run(run_dir, config.run.keep_checkpoints)
+    run.restore(pair)
+    _check_machines(strategy, config, facts, run)
     logging.info("%s, on %s", checkpoint.describe(pair.student), facts)
-    tests = dataset.eval_batches(data.eval, config)
-    bar = progressing.EvaluationBar(int(tests.cardinality()))
-    with readable.naming(lambda: _suspects(config, data, pair.optimizer)):
+    part = (machines.worker, machines.workers)
+    tests = devices.share(strategy, dataset.eval_batches(data.eval, config, *part))
+    test_steps = dataset.eval_steps(data.eval, config.data.batch_size)
+
+    def batches():
+        """The training batches from where the run stands."""
+        return devices.share(strategy, dataset.train_batches(data.train, config, run.step, *part))
+
+    watchers, bar = _watchers(run, config, steps, test_steps, machines)
+    with _blaming_machines(machines, run), readable.naming(lambda: _suspects(config, data, pair)):
         if run.epoch < config.optimizer.epochs and not eval_only:
-            pair.fit(
-                dataset.train_batches(data.train, config, run.step),
-                shuffle=False,
-                epochs=config.optimizer.epochs,
-                initial_epoch=run.epoch,
-                steps_per_epoch=steps,
-                validation_data=tests,
-                verbose=0,
-                callbacks=[
-                    checkpoint.SaveRun(run),
-                    keras.callbacks.TensorBoard(run.path / "logs", write_graph=False),
-                    progressing.Progress(config.optimizer.epochs, steps, config.data.batch_size),
-                    bar,
-                ],
-            )
+            _fit(pair, run, batches, tests, config.optimizer.epochs, steps, test_steps, watchers)
         with strategy.scope():
-            fusion = config.run.fusion
             measured = {
-                "student": distiller.measure(pair.evaluated, tests, fusion, [bar]),
-                "teacher": taught_by and distiller.measure(taught_by, tests, fusion, [bar]),
+                name: net and distiller.measure(net, tests, config.run.fusion, bar, test_steps)
+                for name, net in {"student": pair.evaluated, "teacher": taught_by}.items()
             }
     if config.data.skip_bad_images:
         _count_bad_images(data)
     return measured
+
+
+def _open_in_turn(config, machines):
+    """The data set; on several machines the chief opens it first, which may prepare it."""
+    if config.run.replicas > 1 or machines.workers > 1:
+        from deit_tf import devices
+
+        # Before a data set is prepared, which computes.
+        strategy = devices.strategy(config.run.strategy, config.run.replicas)
+        if not machines.is_chief:
+            devices.meet(strategy)
+        data = _open(config)
+        if machines.is_chief:
+            devices.meet(strategy)
+        return data
+    return _open(config)
+
+
+def _fit(pair, run, batches, tests, epochs, steps, test_steps, watchers):
+    """The rest of a run: of the epoch that was left in the middle, then whole epochs."""
+    import keras
+
+    rest = (run.epoch + 1) * steps - run.step
+    watchers = keras.callbacks.CallbackList(watchers, add_history=True, model=pair)
+    facts = {
+        "validation_data": tests,
+        "validation_steps": test_steps,
+        "shuffle": False,
+        "verbose": 0,
+        "callbacks": watchers,
+    }
+    if rest == 0:  # it was left while it was evaluated
+        watchers.on_train_begin()
+        watchers.on_epoch_begin(run.epoch)
+        found = pair.evaluate(
+            tests, steps=test_steps, return_dict=True, verbose=0, callbacks=watchers
+        )
+        found = {f"val_{name}": value for name, value in found.items()}
+        watchers.on_epoch_end(run.epoch, {**pair.train_logs(), **found})
+        watchers.on_train_end()
+    elif rest < steps:
+        pair.fit(
+            batches(), initial_epoch=run.epoch, epochs=run.epoch + 1, steps_per_epoch=rest, **facts
+        )
+    if run.epoch < epochs:
+        pair.fit(batches(), initial_epoch=run.epoch, epochs=epochs, steps_per_epoch=steps, **facts)
+
+
+def _watchers(run, config, steps, test_steps, machines):
+    """Keras' callbacks for training, and those for an evaluation; the chief shows and writes."""
+    import keras
+
+    from deit_tf import checkpoint, progress
+
+    saving = checkpoint.SaveRun(run, config.run, steps, machines.is_chief)
+    if not machines.is_chief:
+        return [saving], []
+    bar = progress.EvaluationBar(test_steps)
+    board = keras.callbacks.TensorBoard(run.path / "logs", write_graph=False)
+    line = progress.Progress(config.optimizer.epochs, steps, config.data.batch_size)
+    return [saving, board, line, bar], [bar]
+
+
+def _check_machines(strategy, config, facts, run):
+    """Raises InputError where the machines do not train the same from the same place."""
+    from deit_tf import config as configuration
+    from deit_tf import devices
+
+    says = json.dumps([configuration.to_json(config), facts, run.step], sort_keys=True)
+    if not devices.meet(strategy, says):
+        raise InputError(
+            f"the workers differ in their flags, their data or in what they find in {run.path}"
+            f" (here: step {run.step}); give all the same command and a --run_dir that they share"
+        )
+
+
+@contextlib.contextmanager
+def _blaming_machines(machines, run):
+    """Says in one line that another machine has gone, where that is why the block failed."""
+    import tensorflow as tf
+
+    gone = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
+    try:
+        yield
+    except (*gone, tf.errors.DeadlineExceededError, tf.errors.InternalError) as error:
+        if machines.workers == 1:
+            raise
+        raise InputError(
+            f"another worker has gone ({error.message.splitlines()[0][:200]}); start all of them"
+            f" again by the same command: {run.path} goes on from its newest checkpoint"
+        ) from error
 
 
 def _identify(config, data, new):
@@ -122,18 +206,16 @@ def _build(student, config, steps, taught_by):
         student, config.distill, taught_by, config.run.fusion, average, config.run.train_mode
     )
     adamw = optimizer.build(facts, config.data.batch_size, steps, student.trainable_variables)
-    pair.compile(adamw, jit_compile=config.run.jit)
+    pair.compile(adamw, jit_compile=config.run.jit, accumulate=config.run.accumulate)
     return pair
 
 
-def _suspects(config, data, adamw):
+def _suspects(config, data, pair):
     """The images that may be why training or evaluation failed, as `readable.naming` wants them."""
-    import keras
-
-    from deit_tf import dataset
+    from deit_tf import dataset, devices
 
     # A step that fails for want of its batch may have been counted, or not.
-    counted = int(keras.ops.convert_to_numpy(adamw.iterations))
+    counted = devices.number(pair.position)
     for step in range(max(counted - 1, 0), counted + 1):
         yield data.train, dataset.indices(data.train, config, step)
     yield data.eval, range(len(data.eval))
@@ -220,7 +302,9 @@ def main(argv):
         return
     if not flags.FLAGS.run_dir:
         raise InputError("no run directory; give --run_dir=DIR")
-    print(report.table(**train(config, flags.FLAGS.run_dir, flags.FLAGS.eval_only)))
+    measured = train(config, flags.FLAGS.run_dir, flags.FLAGS.eval_only)
+    if cluster.find(config.run.strategy).is_chief:
+        print(report.table(**measured))
 
 
 if __name__ == "__main__":

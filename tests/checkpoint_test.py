@@ -5,7 +5,7 @@ import keras
 import numpy as np
 import pytest
 
-from deit_tf import checkpoint, config, optimizer, rundir
+from deit_tf import checkpoint, config, distiller, optimizer, rundir
 
 NANO = config.network(
     "deit", num_classes=3, image_size=8, patch_size=4, width=8, depth=1, heads=2, distilled=True
@@ -14,17 +14,22 @@ CONFIG = config.Config("deit", NANO)
 FACTS = {"dataset": "toys/1.0.0"}
 
 
-def _train(network, adamw, steps, seed):
-    rng = np.random.RandomState(seed)
+def _train(pair, steps, seed):
+    variables, rng = pair.student.trainable_variables, np.random.RandomState(seed)
     for _ in range(steps):
-        gradients = [rng.standard_normal(v.shape) for v in network.trainable_variables]
-        adamw.apply([g.astype(np.float32) for g in gradients], network.trainable_variables)
+        gradients = [rng.standard_normal(v.shape).astype(np.float32) for v in variables]
+        pair.optimizer.update(gradients, variables, pair.position.value)
+        pair.optimizer.iterations.assign_add(1)
+        pair.position.assign_add(1)
 
 
-def _pair(seed=0):
+def _pair(seed=0, averaged=False):
     keras.utils.set_random_seed(seed)
     network = checkpoint.build_network(NANO)
-    return network, optimizer.build(CONFIG.optimizer, 8, 4, network.trainable_variables)
+    average = averaged and optimizer.Average(network, checkpoint.build_network(NANO), 0.9)
+    pair = distiller.Distiller(network, average=average or None)
+    pair.compile(optimizer.build(CONFIG.optimizer, 8, 4, network.trainable_variables))
+    return pair
 
 
 def _run(path, whole=CONFIG, facts=FACTS):
@@ -33,52 +38,61 @@ def _run(path, whole=CONFIG, facts=FACTS):
 
 
 def test_goes_on_bit_for_bit(tmp_path):
-    network, adamw = _pair()
-    _train(network, adamw, 3, seed=1)
+    pair = _pair()
+    _train(pair, 3, seed=1)
+    pair.bad_steps.assign(2)
     run = _run(tmp_path)
     run.epoch, run.step, run.best, run.history = 1, 3, 0.5, [{"epoch": 1, "loss": 0.25}]
-    run.save(network, adamw)
-    _train(network, adamw, 2, seed=2)
+    run.means = [0.1, 1 / 3, 7.0]
+    run.save(pair)
+    _train(pair, 2, seed=2)
 
-    other, again = _pair(seed=9)
+    other = _pair(seed=9)
     resumed = _run(tmp_path)
-    resumed.restore(other, again)
+    resumed.restore(other)
     assert (resumed.epoch, resumed.step, resumed.best) == (1, 3, 0.5)
+    assert (resumed.bad_steps, int(other.bad_steps), int(other.position)) == (2, 2, 3)
+    assert resumed.means == run.means
     assert resumed.history == run.history
     resumed.write_history()
     assert (tmp_path / "run" / "history.csv").read_text() == "epoch,loss\n1,0.25\n"
-    _train(other, again, 2, seed=2)
-    for a, b in zip(network.get_weights(), other.get_weights(), strict=True):
+    _train(other, 2, seed=2)
+    for a, b in zip(pair.student.get_weights(), other.student.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    for a, b in zip(adamw.variables, again.variables, strict=True):
+    for a, b in zip(pair.optimizer.variables, other.optimizer.variables, strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
 def test_keeps_the_newest_and_ignores_what_was_being_written(tmp_path):
-    network, adamw = _pair()
+    pair = _pair()
     run = _run(tmp_path)
     for step in (1, 2):
         run.step = step
-        run.save(network, adamw)
+        run.save(pair)
     folder = tmp_path / "run" / "checkpoints"
     assert [path.name for path in folder.iterdir()] == ["step_00000002"]
     (folder / "writing").mkdir()  # as a kill in the middle of a save leaves it
     resumed = _run(tmp_path)
-    resumed.restore(network, adamw)
+    resumed.restore(pair)
     assert resumed.step == 2
     resumed.step = 3
-    resumed.save(network, adamw)
+    resumed.save(pair)
     assert [path.name for path in folder.iterdir()] == ["step_00000003"]
+    several = checkpoint.Run(tmp_path / "run", keep=3)
+    for several.step in (4, 5, 6):
+        several.save(pair)
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["step_00000004", "step_00000005", "step_00000006"]
 
 
 def test_loads_last_and_best(tmp_path):
-    network, adamw = _pair()
+    pair = _pair()
     run = _run(tmp_path)
-    best = network.get_weights()
-    run.save_best(network)
-    _train(network, adamw, 1, seed=1)
-    run.save(network, adamw)
-    for which, expected in (("best", best), ("last", network.get_weights())):
+    best = pair.student.get_weights()
+    run.save_best(pair.student)
+    _train(pair, 1, seed=1)
+    run.save(pair)
+    for which, expected in (("best", best), ("last", pair.student.get_weights())):
         loaded = checkpoint.load(tmp_path / "run", which)
         for a, b in zip(loaded.get_weights(), expected, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -97,7 +111,7 @@ def test_config_json_says_it_all(tmp_path):
 
 def test_refuses_a_directory_of_another_run(tmp_path):
     run = _run(tmp_path)
-    run.save(*_pair())
+    run.save(_pair())
     other = config.Config("deit", config.network("deit", depth=2))
     with pytest.raises(config.InputError, match=r"another run \(.*depth: 1 -> 2.*give another"):
         _run(tmp_path, other)
@@ -121,17 +135,18 @@ def test_a_directory_without_a_checkpoint_holds_nothing_yet(tmp_path):
 
 
 def test_keeps_the_average_beside_the_weights_and_loads_it(tmp_path):
-    network, adamw = _pair()
-    average, _ = _pair(seed=3)
+    pair = _pair(averaged=True)
+    _train(pair, 2, seed=1)
+    pair.average.update()
     averaged = dataclasses.replace(CONFIG, optimizer=config.OptimizerConfig(ema_decay=0.9))
     run = _run(tmp_path, averaged)
-    run.save(network, adamw, average)
-    loaded = checkpoint.load(tmp_path / "run")
+    run.save(pair)
+    loaded, average = checkpoint.load(tmp_path / "run"), pair.average.network
+    assert np.any(average.get_weights()[0] != pair.student.get_weights()[0])
     np.testing.assert_array_equal(loaded.get_weights()[0], average.get_weights()[0])
-    other, again = _pair(seed=4)
-    other_average, _ = _pair(seed=5)
-    _run(tmp_path, averaged).restore(other, again, other_average)
-    for one, two in ((network, other), (average, other_average)):
+    other = _pair(seed=4, averaged=True)
+    _run(tmp_path, averaged).restore(other)
+    for one, two in ((pair.student, other.student), (average, other.average.network)):
         for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
             np.testing.assert_array_equal(a, b)
     (tmp_path / "run" / "checkpoints" / "step_00000000" / rundir.AVERAGE).unlink()
@@ -158,9 +173,9 @@ def test_says_what_is_missing(tmp_path):
 
 
 def test_refuses_weights_that_do_not_fit(tmp_path):
-    network, adamw = _pair()
+    pair = _pair()
     run = _run(tmp_path)
-    run.save(network, adamw)
+    run.save(pair)
     path = rundir.weights_path(tmp_path / "run")
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(config.InputError, match=r"does not fit its config\.json"):
@@ -170,16 +185,16 @@ def test_refuses_weights_that_do_not_fit(tmp_path):
 @pytest.mark.parametrize("name", ["network.weights.h5", "optimizer.npz", "state.json"])
 @pytest.mark.parametrize("how", ["cut", "empty", "missing"])
 def test_a_damaged_checkpoint_is_named_not_used(name, how, tmp_path):
-    network, adamw = _pair()
+    pair = _pair()
     run = _run(tmp_path)
-    run.save(network, adamw)
+    run.save(pair)
     path = tmp_path / "run" / "checkpoints" / "step_00000000" / name
     cut = path.read_bytes()[:40]
     path.unlink()
     if how != "missing":
         path.write_bytes(cut if how == "cut" else b"")
     with pytest.raises(config.InputError, match="step_00000000 is damaged"):
-        _run(tmp_path).restore(network, adamw)
+        _run(tmp_path).restore(pair)
 
 
 def test_says_where_it_cannot_write(tmp_path):

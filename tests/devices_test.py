@@ -23,8 +23,8 @@ def test_without_a_gpu_it_is_one_replica_in_float32():
 
 @pytest.mark.skipif(not NO_GPU, reason="looks at what happens without a GPU")
 def test_shares_a_batch_out_over_as_many_replicas_as_asked_for():
-    assert devices.strategy(1).num_replicas_in_sync == 1
-    assert devices.strategy(2).num_replicas_in_sync == 2
+    assert devices.strategy("mirrored", 1).num_replicas_in_sync == 1
+    assert devices.strategy("mirrored", 2).num_replicas_in_sync == 2
 
 
 def test_memory_is_that_of_this_process():

@@ -9,7 +9,17 @@ import pytest
 import safetensors.numpy
 import tensorflow as tf
 
-from deit_tf import checkpoint, config, draws, optimizer, rundir, source, torch_weights, weights
+from deit_tf import (
+    checkpoint,
+    config,
+    distiller,
+    draws,
+    optimizer,
+    rundir,
+    source,
+    torch_weights,
+    weights,
+)
 
 NANO = {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "heads": 2}
 STUDENT = (
@@ -290,10 +300,11 @@ def _write_run(path, data, classes, facts, plain):
     augment = config.AugmentConfig(**plain)
     whole = config.Config("deit", network, data=data, augment=augment)
     built = checkpoint.build_network(network)
-    adamw = optimizer.build(whole.optimizer, 2, 4, built.trainable_variables)
+    pair = distiller.Distiller(built)
+    pair.compile(optimizer.build(whole.optimizer, 2, 4, built.trainable_variables))
     facts = {"draws": draws.LAWS, **facts, "precision": "float32"}
     rundir.begin(path, whole, facts, classes, classes)
-    checkpoint.Run(path).save(built, adamw)
+    checkpoint.Run(path).save(pair)
 
 
 def _write_weights(path, network):

@@ -63,9 +63,10 @@ def teacher(tmp_path_factory, digits_config):
     run = tmp_path_factory.mktemp("teacher")
     whole = dataclasses.replace(digits_config(), model="regnety_tiny", network=TEACHER)
     network = checkpoint.build_network(TEACHER)
-    adamw = optimizer.build(whole.optimizer, 64, 21, network.trainable_variables)
+    pair = distiller.Distiller(network)
+    pair.compile(optimizer.build(whole.optimizer, 64, 21, network.trainable_variables))
     rundir.begin(run, whole, {}, list("0123456789"), list("0123456789"))
-    checkpoint.Run(run).save(network, adamw)
+    checkpoint.Run(run).save(pair)
     return run
 
 

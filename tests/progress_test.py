@@ -6,6 +6,9 @@ import struct
 import subprocess
 import sys
 import termios
+import types
+
+import keras
 
 from deit_tf import progress
 
@@ -14,6 +17,7 @@ def test_knows_speed_time_left_and_memory(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     bar = progress.Progress(epochs=4, steps=10, batch_size=8)
+    bar.set_model(types.SimpleNamespace(position=keras.Variable(10)))
     bar.on_epoch_begin(1)
     for _ in range(5):
         now[0] += 2.0
@@ -23,6 +27,7 @@ def test_knows_speed_time_left_and_memory(monkeypatch):
     now[0] += 30.0  # the rest of the epoch, its evaluation included
     bar.done = 10
     bar.on_epoch_end(1, {"loss": 1.0, "val_cls_top1": 0.5})
+    bar.model.position.assign(20)
     bar.on_epoch_begin(2)
     now[0] += 2.0
     bar.on_train_batch_end(0)

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from deit_tf import checkpoint, config, foreign, model, optimizer, rundir, teacher, teacher_facts
+from deit_tf import (
+    checkpoint,
+    config,
+    distiller,
+    foreign,
+    model,
+    optimizer,
+    rundir,
+    teacher,
+    teacher_facts,
+)
 
 TINY = config.network("regnety_tiny", num_classes=3, depth=1)
 NANO = {"num_classes": 3, "image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
@@ -21,9 +31,10 @@ def _image(side, count=2):
 def _save_run(path, name, facts, fusion="logits"):
     whole = config.Config(name, facts, run=config.RunConfig(fusion=fusion))
     network = checkpoint.build_network(facts)
-    adamw = optimizer.build(whole.optimizer, 8, 4, network.trainable_variables)
+    pair = distiller.Distiller(network)
+    pair.compile(optimizer.build(whole.optimizer, 8, 4, network.trainable_variables))
     rundir.begin(path, whole, {}, ["a", "b", "c"], ["A", "B", "C"])
-    checkpoint.Run(path).save(network, adamw)
+    checkpoint.Run(path).save(pair)
     return network
 
 

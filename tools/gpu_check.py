@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 import tensorflow as tf
 
-from deit_tf import config, devices, distiller, model, regnet
+from deit_tf import config, devices, distiller, model, optimizer, regnet
 
 BATCH, STEPS = 64, 5
 
@@ -32,7 +32,7 @@ def train(strategy):
         teacher = regnet.build_regnety(config.network("regnety_tiny", num_classes=1000))
         facts = config.DistillConfig(distillation="hard", teacher="given")
         pair = distiller.Distiller(student, facts, teacher)
-        pair.compile(keras.optimizers.AdamW(1e-3), jit_compile=True)
+        pair.compile(optimizer.AdamW(1e-3), jit_compile=True)
     rng = np.random.RandomState(0)
     batch = {
         "image": rng.uniform(0, 255, (BATCH, side, side, 3)).astype(np.float32),
