@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import signal
+import threading
 import time
 import zipfile
 
@@ -183,6 +184,8 @@ class Run:
         part = final.with_name("writing")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
+        average = pair.average.network.weights if pair.average else []
+        rundir.reserve(part, _bytes(pair.student.weights, average, pair.optimizer.variables))
         pair.student.save_weights(part / rundir.WEIGHTS)
         if pair.average:
             pair.average.network.save_weights(part / rundir.AVERAGE)
@@ -198,6 +201,7 @@ class Run:
     def save_best(self, network):
         """Writes the network's weights as the best so far."""
         part = self.path / "best.part.weights.h5"
+        rundir.reserve(self.path, _bytes(network.weights))
         network.save_weights(part)
         os.replace(part, self.path / "best.weights.h5")
 
@@ -224,12 +228,12 @@ class Run:
 class SaveRun(keras.callbacks.Callback):
     """Keeps a run directory up to date, step by step and epoch by epoch.
 
-    SIGTERM lets the step under way end on all machines, saves, and leaves with exit code 143.
+    SIGTERM, where it listens, lets the step under way end on all machines, saves, and leaves with
+    exit code 143.
 
     Args:
       run: a `Run`.
       config: a `config.RunConfig`.
-      steps: steps of an epoch.
       writes: whether this machine is the one that writes.
 
     Raises:
@@ -237,21 +241,31 @@ class SaveRun(keras.callbacks.Callback):
       SystemExit: SIGTERM was received; all is saved.
     """
 
-    def __init__(self, run, config, steps, writes=True):
+    def __init__(self, run, config, writes=True):
         super().__init__()
-        self.run, self.facts, self.steps, self.writes = run, config, steps, writes
+        self.run, self.facts, self.writes = run, config, writes
         self.drawn, self.asked = -math.inf, False
 
+    @contextlib.contextmanager
+    def listening(self):
+        """Listens for SIGTERM while the block runs; in the main thread, which alone can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGTERM, self._ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
     def on_train_begin(self, logs=None):
-        """Mends what a kill left behind its checkpoint; listens for SIGTERM."""
-        self.before = signal.signal(signal.SIGTERM, self._ask)
+        """Mends what a kill left behind its checkpoint."""
         if self.writes:
             self.run.write_history()
             self.run.draw_curves()
 
     def on_train_end(self, logs=None):
         """Draws the whole of it."""
-        signal.signal(signal.SIGTERM, self.before)
         if self.writes:
             self.run.draw_curves()
 
@@ -339,6 +353,12 @@ class SaveRun(keras.callbacks.Callback):
             yield
         except OSError as error:
             raise InputError(f"{self.run.path} can no longer be written: {error}") from error
+
+
+def _bytes(*variables):
+    """About how much room some lists of variables take on the disk."""
+    sizes = [np.prod(v.shape) * np.dtype(v.dtype).itemsize for part in variables for v in part]
+    return 2**20 + int(sum(sizes))
 
 
 def describe(network):

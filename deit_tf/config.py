@@ -638,6 +638,22 @@ def differences(old, new):
     return found
 
 
+def identity(config):
+    """What is the same on all machines that train together: {name: value}, JSON values.
+
+    All but what is free on each of them, as where its data lies.
+    """
+    sections = {name: getattr(config, name) for name in ("network", *SECTIONS)}
+    values = to_json(config)
+    same = {
+        field.name: values[name][field.name]
+        for name, section in sections.items()
+        for field in dataclasses.fields(section)
+        if field.metadata["free"] is not True
+    }
+    return {"model": config.model, **same}
+
+
 def _is_free(field, before, after):
     """Whether a fact may change as it does between two starts of one run."""
     free = field.metadata["free"]

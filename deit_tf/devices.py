@@ -38,6 +38,7 @@ def strategy(kind="mirrored", replicas=0):
                 f"replicas is {replicas}, but a worker has one on each of its GPUs, or one on its"
                 " CPU; leave --replicas away"
             )
+        tf.get_logger().setLevel("WARNING")  # it tells of every sum that it compiles
         return tf.distribute.MultiWorkerMirroredStrategy()
     if gpus:
         if replicas > len(gpus):
@@ -124,7 +125,7 @@ def check_batch(batch_size, replicas, accumulate=1):
     if batch_size % parts:
         times = f" × {accumulate} micro-batches" if accumulate > 1 else ""
         raise InputError(
-            f"batch_size {batch_size} is not a multiple of the {replicas} replicas{times}; give"
+            f"batch_size {batch_size} is not a multiple of {replicas} replica(s){times}; give"
             f" --batch_size={max(batch_size // parts, 1) * parts}"
         )
 

@@ -209,7 +209,7 @@ class Distiller(keras.Model):
             return i + 1, [a + b for a, b in zip(gradients, more, strict=True)], sums + found
 
         none = [tf.zeros(v.shape, v.dtype) for v in self.student.trainable_variables]
-        nothing = tf.zeros([len(self.train_means.names) + 1])
+        nothing = tf.zeros([len(self.train_means.names) + 2])
         start = (tf.constant(0), none, nothing)
         # One after the other: side by side they would need the memory of the whole batch.
         more = tf.while_loop(lambda i, *_: i < self.accumulate, add, start, parallel_iterations=1)

@@ -94,6 +94,24 @@ def write(path, text):
     os.replace(part, path)
 
 
+def reserve(folder, size):
+    """Finds out whether there is room, before a library that fails unseen finds out.
+
+    Args:
+      folder: where something is about to be written, a path.
+      size: of it, bytes.
+
+    Raises:
+      OSError: the disk is full, or a limit is reached.
+    """
+    path = folder / "room.part"
+    try:
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    finally:
+        path.unlink(missing_ok=True)
+
+
 def publish(part, final):
     """Gives a folder that is written whole its name; what was written is on the disk then.
 

@@ -105,14 +105,19 @@ def test_what_is_free_is_known():
         if field.metadata["free"]
     }
     assert free == {
+        "accumulate",
+        "checkpoint_every_steps",
         "data_dir",
         "dataset",
         "epochs",
         "init_from",
         "jit",
+        "keep_checkpoints",
         "labels",
+        "max_bad_steps",
         "replicas",
         "skip_bad_images",
+        "strategy",
         "teacher",
     }
 

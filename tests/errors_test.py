@@ -82,7 +82,19 @@ CASES = {
     "batch of none": (f"train {STUDENT} --batch_size=0", "batch_size is 0; it must be at least 1"),
     "batch not divisible": (
         f"train {STUDENT} --batch_size=33 --replicas=2",
-        "batch_size 33 is not a multiple of the 2 replicas; give --batch_size=32",
+        "batch_size 33 is not a multiple of 2 replica(s); give --batch_size=32",
+    ),
+    "micro-batches not whole": (
+        f"train {STUDENT} --batch_size=100 --accumulate=3",
+        "batch_size 100 is not a multiple of 1 replica(s) × 3 micro-batches; give --batch_size=99",
+    ),
+    "several replicas on one device": (
+        f"train {STUDENT} --strategy=one_device --replicas=2",
+        "replicas is 2 and strategy one_device; give --strategy=mirrored",
+    ),
+    "no TF_CONFIG": (
+        f"train {STUDENT} --strategy=multi_worker",
+        "strategy is multi_worker, and TF_CONFIG is not set; set TF_CONFIG=",
     ),
     "batch too large": (
         f"train {STUDENT} --batch_size=2048",

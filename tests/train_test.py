@@ -2,7 +2,7 @@
 
 import csv
 import json
-import os
+import random
 import re
 import signal
 import subprocess
@@ -145,36 +145,100 @@ def test_started_again_a_finished_run_only_measures(flags, runs, command, data_d
     assert (folder / "teacher" / "history.csv").read_text() == before
 
 
-@pytest.mark.slow
-def test_killed_and_started_again_it_ends_as_if_never_killed(runs, data_dir, tmp_path):
-    folder, _ = runs
-    arguments = [
-        sys.executable,
-        "-m",
-        "deit_tf.train",
+def _arguments(folder, data_dir, run, *flags):
+    """The command that trained the student of `runs`, into another directory."""
+    return [
+        *(sys.executable, "-m", "deit_tf.train"),
         f"--flagfile={CONFIGS}/digits_distilled.flags",
         f"--data_dir={data_dir}",
-        f"--run_dir={tmp_path / 'run'}",
+        f"--run_dir={run}",
         f"--teacher={folder / 'teacher'}",
-        *STUDENT,
+        *(*STUDENT, *flags),
     ]
-    first = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _wait_for(process, path):
+    """Waits until a file is there."""
     deadline = time.monotonic() + 300
-    while not (tmp_path / "run" / "history.csv").exists():
-        assert first.poll() is None, "it ended before its first checkpoint"
+    while not path.exists():
+        assert process.poll() is None, "it ended too early"
         assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(first.pid, signal.SIGKILL)
-    assert first.wait() == -signal.SIGKILL, "it ended before it was killed"
+        time.sleep(0.01)
+
+
+def _state(run):
+    """All that a run has reached, as bytes and arrays."""
+    last = rundir.steps(run)[-1]
+    found = {"history.csv": (run / "history.csv").read_text()}
+    found |= {"step": last.name, "state.json": json.loads((last / "state.json").read_text())}
+    for path in (run / "best.weights.h5", last / rundir.WEIGHTS, last / rundir.AVERAGE):
+        with h5py.File(path) as file:
+            arrays = {}
+            file.visititems(lambda name, item, to=arrays: to.update({name: item}))
+            found |= {
+                f"{path.name}/{name}": item[()]
+                for name, item in arrays.items()
+                if isinstance(item, h5py.Dataset)
+            }
+    with np.load(last / "optimizer.npz") as stored:
+        found |= {f"optimizer/{name}": stored[name] for name in stored}
+    return found
+
+
+def _assert_same(one, other):
+    """Bit for bit."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(runs, data_dir, tmp_path):
+    folder, _ = runs
+    run = tmp_path / "run"
+    arguments = _arguments(folder, data_dir, run)
+    with open(tmp_path / "log", "w") as log:
+        child = subprocess.Popen(arguments, stdout=log, stderr=log)
+    _wait_for(child, run / "history.csv")  # an epoch is over
+    time.sleep(0.2)
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(60) == 143
+    step = int(rundir.steps(run)[-1].name.removeprefix("step_"))
+    said = f"stopped by SIGTERM after step {step}; started again it goes on"
+    assert said in (tmp_path / "log").read_text()
+    assert 43 <= step < 129
+    again = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    assert again.stdout == runs[1]["distilled"].stdout
+    _assert_same(_state(run), _state(folder / "distilled"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("jit", ["--nojit", "--jit"])
+def test_killed_twenty_times_it_ends_as_if_never_killed(jit, runs, data_dir, tmp_path, command):
+    folder, rng = runs[0], random.Random(0)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    flags = ["--checkpoint_every_steps=2", "--keep_checkpoints=2", jit]
+    subprocess.run(_arguments(folder, data_dir, whole, *flags), check=True, capture_output=True)
+    arguments = _arguments(folder, data_dir, killed, *flags)
+    kills = saving = 0
+    while kills < 20:
+        known = rundir.steps(killed)[-1:]
+        with open(tmp_path / "log", "w") as log:
+            child = subprocess.Popen(arguments, stdout=log, stderr=log)
+        deadline = time.monotonic() + 300
+        while rundir.steps(killed)[-1:] == known:  # it has saved once more
+            assert child.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.3))
+        if kills % 3 == 0:  # some in the middle of a save
+            _wait_for(child, killed / "checkpoints" / "writing")
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+        kills += 1
+        saving += (killed / "checkpoints" / "writing").exists()
+    assert saving >= 3
     subprocess.run(arguments, check=True, capture_output=True)
-    killed, whole = tmp_path / "run", folder / "distilled"
-    assert (killed / "history.csv").read_text() == (whole / "history.csv").read_text()
-    for a, b in zip(
-        checkpoint.load(killed).get_weights(),
-        checkpoint.load(whole).get_weights(),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(a, b)
+    _assert_same(_state(killed), _state(whole))
 
 
 def test_trains_by_xla_in_bfloat16_with_one_head(runs, command, data_dir, tmp_path):

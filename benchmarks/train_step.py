@@ -1,0 +1,301 @@
+"""What a training step costs: ours beside timm's and keras-hub's, on the cores of this machine.
+
+    pip install -r requirements-bench.txt
+    python benchmarks/train_step.py --out=benchmarks/results/train_step.json
+
+A step is forward, backward and AdamW on a batch of noise that lies in memory, in float32. Ours has
+drop path and two heads, and with --distillation=hard the RegNetY-16GF that decides; timm's has the
+same (eager, and by `torch.compile`); keras-hub's DeiT (`jit_compile=True`) has one head, no drop
+path and no teacher. Each engine has its own process; they take turns in changing order, so that a
+machine's moods fall on all. `--growth` measures ours alone over batch, replicas, size and depth.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+ENGINES = ("deit_tf", "timm", "timm_compile", "keras_hub")
+CASES = (
+    {"model": "tiny", "distillation": "none"},
+    {"model": "small", "distillation": "none"},
+    {"model": "tiny", "distillation": "hard"},
+    {"model": "small", "distillation": "hard"},
+)
+USUAL = {
+    "model": "tiny",
+    "distillation": "none",
+    "batch": 32,
+    "replicas": 1,
+    "size": 224,
+    "depth": 12,
+    "accumulate": 1,
+}
+GROWTH = (
+    {"batch": 8},
+    {"batch": 16},
+    {"batch": 32},
+    {"batch": 64},
+    {"batch": 64, "accumulate": 4},
+    {"replicas": 2},
+    {"size": 384, "batch": 8},
+    {"depth": 6},
+    {"depth": 24},
+)
+CLASSES = 1000
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def main():
+    """Measures, prints a table, and writes a JSON file where asked."""
+    arguments = _arguments()
+    if arguments.serve:
+        return _serve(json.loads(arguments.serve))
+    rows = []
+    cases = [{**USUAL, **case} for case in (GROWTH if arguments.growth else CASES)]
+    for case in [case for case in cases if arguments.only in (None, case["model"])]:
+        names = [name for name in arguments.engines.split(",") if _offers(name, case)]
+        rows.append({**case, "engines": _measure(case, names, arguments.rounds, arguments.steps)})
+        print(_line(rows[-1], arguments.growth), flush=True)
+    if arguments.out:
+        path = pathlib.Path(arguments.out)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"rows": rows, **_machine()}, indent=1) + "\n")
+    return None
+
+
+def _arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each engine")
+    parser.add_argument("--steps", type=int, default=2, help="steps in a turn")
+    parser.add_argument("--engines", default=",".join(ENGINES), help="which, with commas between")
+    parser.add_argument("--only", choices=("tiny", "small"), help="one model alone")
+    parser.add_argument("--growth", action="store_true", help="ours, as it grows")
+    parser.add_argument("--out", help="JSON file for the results")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _offers(name, case):
+    """Whether an engine can do what is measured."""
+    if case["distillation"] != "none" and name == "keras_hub":
+        return False
+    own = {"batch", "model", "distillation"}
+    return name == "deit_tf" or all(case[k] == USUAL[k] for k in USUAL if k not in own)
+
+
+def _measure(case, names, rounds, steps):
+    """Seconds of each step and peak memory of each engine: {engine: {...}}."""
+    children = {name: _Child({**case, "engine": name}) for name in names}
+    seconds = {name: [] for name in names}
+    for turn in range(rounds):
+        for i in range(len(names)):
+            name = names[(i + turn) % len(names)]
+            seconds[name].append(children[name].ask(steps)["seconds"])
+    return {
+        name: {
+            "images_per_second": [case["batch"] / statistics.median(turn) for turn in turns],
+            "peak_bytes": children[name].leave(),
+        }
+        for name, turns in seconds.items()
+    }
+
+
+class _Child:
+    """An engine in a process of its own.
+
+    Args:
+      case: what it measures, with its "engine".
+    """
+
+    def __init__(self, case):
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, f"--serve={json.dumps(case)}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        self.ask(1)  # compiles
+        self.ask(1)
+
+    def ask(self, steps):
+        """Has it take some steps; answers {"seconds": [...], "peak_bytes": int}."""
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                self.last = json.loads(line)
+                return self.last
+        raise RuntimeError(f"the engine ended with {self.process.wait()}")
+
+    def leave(self):
+        """Ends it; answers its peak memory, bytes."""
+        self.process.stdin.close()
+        self.process.wait()
+        return self.last["peak_bytes"]
+
+
+def _serve(case):
+    """An engine: takes as many steps as each line of its input says."""
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    import numpy as np
+
+    rng, batch, size = np.random.RandomState(0), case["batch"], case["size"]
+    image = rng.uniform(0, 255, (batch, size, size, 3)).astype(np.float32)
+    label = np.eye(CLASSES, dtype=np.float32)[rng.randint(0, CLASSES, batch)]
+    makers = {"deit_tf": _deit_tf, "keras_hub": _keras_hub, "timm": _timm, "timm_compile": _timm}
+    step = makers[case["engine"]](case, image, label)
+    for line in sys.stdin:
+        seconds = []
+        for _ in range(int(line)):
+            start = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - start)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
+
+
+def _deit_tf(case, image, label):
+    """Function: one step of ours."""
+    import numpy as np
+    import tensorflow as tf
+
+    from deit_tf import config, devices, distiller, model, optimizer, regnet
+
+    if case["replicas"] > 1:
+        devices.split_cpu(case["replicas"])
+    strategy = devices.strategy("mirrored", case["replicas"])
+    with strategy.scope():
+        student = model.build_deit(
+            f"deit_{case['model']}_distilled_patch16_224",
+            image_size=case["size"],
+            depth=case["depth"],
+        )
+        hard = case["distillation"] == "hard"
+        facts = config.DistillConfig("hard", "given") if hard else None
+        teacher = hard and regnet.build_regnety(config.network("regnety_160"))
+        pair = distiller.Distiller(student, facts, teacher or None)
+        adamw = optimizer.build(config.OptimizerConfig(), 512, 100, student.trainable_variables)
+        pair.compile(adamw, jit_compile=True, accumulate=case["accumulate"])
+    rates = np.array(student.config.drop_path_rates)[:, None]
+    keep = np.random.RandomState(1).uniform(size=(len(image), case["depth"], 2)) >= rates
+    batch = {"image": image, "label": label, "keep": keep.astype(np.float32)}
+    endless = tf.data.Dataset.from_tensors(batch).repeat()
+    batches = iter(strategy.experimental_distribute_dataset(endless))
+    pair.make_train_function()
+    return lambda: float(pair.train_function(batches)["loss"])
+
+
+def _keras_hub(case, image, label):
+    """Function: one step of keras-hub's DeiT."""
+    import keras
+    import keras_hub
+    import tensorflow as tf
+
+    width, heads = {"tiny": (192, 3), "small": (384, 6)}[case["model"]]
+    backbone = keras_hub.models.DeiTBackbone(
+        image_shape=(case["size"], case["size"], 3),
+        patch_size=16,
+        num_layers=case["depth"],
+        num_heads=heads,
+        hidden_dim=width,
+        intermediate_dim=4 * width,
+    )
+    network = keras_hub.models.DeiTImageClassifier(
+        backbone=backbone, num_classes=CLASSES, preprocessor=None
+    )
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True)
+    adamw = keras.optimizers.AdamW(1e-3, weight_decay=0.05)
+    network.compile(adamw, loss, jit_compile=True, metrics=[])
+    network.make_train_function()
+    batches = iter(tf.data.Dataset.from_tensors((image / 255.0, label)).repeat())
+    return lambda: float(network.train_function(batches)["loss"])
+
+
+def _timm(case, image, label):
+    """Function: one step of timm's, eager or compiled."""
+    import torch
+
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):  # torchvision may lack its compiled operations; unused here
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    import timm
+    from torch.nn import functional
+
+    torch.set_num_threads(_cores())
+    name = f"deit_{case['model']}_distilled_patch16_224"
+    student = timm.create_model(name, drop_path_rate=0.1).train()
+    student.set_distilled_training(True)
+    hard = case["distillation"] == "hard"
+    teacher = timm.create_model("regnety_160").eval() if hard else None
+    adamw = torch.optim.AdamW(student.parameters(), 1e-3, weight_decay=0.05)
+    if case["engine"] == "timm_compile":
+        student, teacher = torch.compile(student), teacher and torch.compile(teacher)
+    image = torch.from_numpy((image / 255.0).transpose(0, 3, 1, 2).copy())
+    label = torch.from_numpy(label)
+
+    def step():
+        adamw.zero_grad()
+        cls, dist = student(image)
+        target = label
+        if teacher:
+            with torch.no_grad():
+                target = teacher(image).argmax(-1)
+        loss = functional.cross_entropy(cls, label) + functional.cross_entropy(dist, target)
+        (0.5 * loss).backward()
+        adamw.step()
+        return float(loss.detach())
+
+    return step
+
+
+def _cores():
+    return len(os.sched_getaffinity(0))
+
+
+def _machine():
+    """Where and with what it was measured."""
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    model = [line for line in lines if line.startswith("model name")]
+    packages = ("tensorflow", "keras", "keras-hub", "timm", "torch")
+    return {
+        "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
+        "cores": _cores(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _line(row, growth):
+    """Medians with their range, ratios to the first engine turn by turn, and peak memory."""
+    changed = {name: value for name, value in row.items() if name in USUAL}
+    if growth:
+        changed = {k: v for k, v in changed.items() if v != USUAL[k]} or {"batch": row["batch"]}
+    title = ", ".join(f"{name} {value}" for name, value in changed.items() if name != "engines")
+    lines, found = [title], row["engines"]
+    for name, engine in found.items():
+        rates = engine["images_per_second"]
+        ratios = [
+            a / b
+            for a, b in zip(found["deit_tf"]["images_per_second"], rates, strict=True)
+            if name != "deit_tf"
+        ]
+        lines.append(
+            f"  {name:<14}{statistics.median(rates):6.1f} images/s"
+            f" ({min(rates):.1f}–{max(rates):.1f})  {engine['peak_bytes'] / 2**30:5.2f} GiB"
+            + (f"  ours / this {statistics.median(ratios):.2f}" if ratios else "")
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
