@@ -59,17 +59,17 @@ class _Updates:
             gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
         rate = self.rate_at(step)
         for gradient, variable in zip(gradients, variables, strict=True):
+            if self.weight_decay and self._use_weight_decay(variable):
+                self.assign_sub(variable, variable * (self.weight_decay * rate))
             self.update_step(gradient, variable, rate)
+
+    def apply(self, grads, trainable_variables=None):
+        """Refuses: Keras' own way would sum again, and clip nothing."""
+        raise NotImplementedError("call update, with gradients that are summed over replicas")
 
 
 class AdamW(_Updates, keras.optimizers.AdamW):
-    """Keras' AdamW, with `update` and `clip_norm`."""
-
-    def update_step(self, gradient, variable, learning_rate):
-        """One variable's update: w ← w - rate·decay·w, then Adam's."""
-        if self._use_weight_decay(variable):
-            self.assign_sub(variable, variable * (self.weight_decay * learning_rate))
-        super().update_step(gradient, variable, learning_rate)
+    """Keras' AdamW, with `update` and `clip_norm`: w ← w - rate·decay·w, then Adam's."""
 
 
 class SGD(_Updates, keras.optimizers.SGD):

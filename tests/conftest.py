@@ -21,7 +21,14 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 
 
 # The longest files first, so that several workers end together.
-LONGEST = ("errors_test", "train_test", "distiller_test", "source_test", "finetune_test")
+LONGEST = (
+    "errors_test",
+    "distiller_test",
+    "train_test",
+    "workers_test",
+    "source_test",
+    "finetune_test",
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -138,6 +145,14 @@ PLAIN = {
 def plain():
     """The fields of `config.AugmentConfig` that leave images alone but for their crop."""
     return PLAIN
+
+
+@pytest.fixture(scope="session")
+def replicas():
+    """One replica and two; the same objects for all: TensorFlow mixes up the sums of several."""
+    from deit_tf import devices
+
+    return tf.distribute.get_strategy(), devices.strategy("mirrored", 2)
 
 
 @pytest.fixture(scope="session")

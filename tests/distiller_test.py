@@ -16,7 +16,7 @@ STUDENT = config.network(
     image_size=16,
     patch_size=4,
     width=32,
-    depth=3,
+    depth=2,
     heads=2,
     distilled=True,
     drop_path_rate=0.3,
@@ -34,7 +34,7 @@ def _batches():
     return {
         "image": rng.uniform(0, 255, (count, 16, 16, 3)).astype(np.float32),
         "label": np.eye(CLASSES, dtype=np.float32)[rng.randint(0, CLASSES, count)],
-        "keep": (rng.uniform(size=(count, 3, 2)) >= rates).astype(np.float32),
+        "keep": (rng.uniform(size=(count, 2, 2)) >= rates).astype(np.float32),
     }
 
 
@@ -55,11 +55,6 @@ def _train(strategy, make, facts=HARD, student=STUDENT, jit=False, accumulate=1)
     before = [np.asarray(w) for w in network.get_weights()]
     logs = pair.fit(batches, epochs=1, steps_per_epoch=STEPS, shuffle=False, verbose=0).history
     return before, network.get_weights(), logs
-
-
-@pytest.fixture(scope="module")
-def replicas():
-    return tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
 number = keras.ops.convert_to_numpy  # of one replica's copy, where there are several
@@ -97,6 +92,7 @@ def test_two_replicas_train_as_one(replicas, kind, student, jit):
         np.testing.assert_allclose(values, logs_two[name], rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_saved_model_teaches_two_replicas_by_xla(replicas, tmp_path):
     """A teacher of others inside the compiled step, with its own resolution and constants."""
     image = keras.Input((12, 12, 3))
@@ -162,7 +158,11 @@ def _fit(pair, data):
     return pair.fit(batches, epochs=1, shuffle=False, verbose=0).history
 
 
-@pytest.mark.parametrize("student", [STUDENT, TEACHER], ids=["deit", "batch statistics"])
+@pytest.mark.parametrize(
+    "student",
+    [pytest.param(STUDENT, marks=pytest.mark.slow), TEACHER],
+    ids=["deit", "batch statistics"],
+)
 def test_what_is_not_finite_on_one_replica_is_left_out_on_all(replicas, student):
     bad, data = 2, _batches()
     worse = {**data, "image": data["image"].copy()}

@@ -36,8 +36,9 @@ def test_updates_as_pytorchs_adamw():
     before = {v.path: np.asarray(v, np.float64) for v in deit.trainable_variables}
     rng = np.random.RandomState(0)
     gradients = [[rng.standard_normal(v.shape) for v in deit.trainable_variables] for _ in range(3)]
-    for step in gradients:
-        adamw.apply([g.astype(np.float32) for g in step], deit.trainable_variables)
+    for i, step in enumerate(gradients):
+        adamw.update([g.astype(np.float32) for g in step], deit.trainable_variables, i)
+        adamw.iterations.assign_add(1)
     for i, v in enumerate(deit.trainable_variables):
         decay = 0.3 if len(v.shape) > 1 and v.name not in ("cls_token", "pos_embed") else 0.0
         expected = _adamw(before[v.path], [step[i] for step in gradients], 0.01, decay)
@@ -63,8 +64,7 @@ def test_follows_the_schedule_that_is_asked_for():
     for kind in ("cosine", "epoch", "constant"):
         facts = config.OptimizerConfig(epochs=4, warmup_epochs=1.0, lr_schedule=kind)
         adamw = optimizer.build(facts, 512, 10, variables)
-        adamw.iterations.assign(25)
-        rates[kind] = float(adamw.learning_rate)
+        rates[kind] = float(adamw.rate_at(25))
     cosine = [1e-5 + (5e-4 - 1e-5) * 0.5 * (1 + np.cos(np.pi * part)) for part in (0.5, 0.25)]
     expected = {"cosine": cosine[0], "epoch": cosine[1], "constant": 5e-4}
     assert rates == pytest.approx(expected, rel=1e-5)
@@ -102,7 +102,7 @@ def test_updates_as_pytorchs_sgd(momentum, clip_norm):
     rng = np.random.RandomState(0)
     for step in range(3):
         gradients = [rng.standard_normal(v.shape).astype(np.float32) for v in variables]
-        sgd.apply(gradients, variables)
+        sgd.update(gradients, variables, step)
         norm = np.sqrt(sum(np.sum(np.square(g, dtype=np.float64)) for g in gradients))
         rate = float(sgd.rate_at(step))
         for v, gradient in zip(variables, gradients, strict=True):
@@ -116,3 +116,10 @@ def test_updates_as_pytorchs_sgd(momentum, clip_norm):
     assert float(sgd.rate_at(0)) != float(sgd.rate_at(2))  # a schedule reaches the weights at once
     for v in variables:
         np.testing.assert_allclose(np.asarray(v), expected[v.path], rtol=1e-5, atol=1e-6)
+
+
+def test_refuses_keras_own_way():
+    variables = model.build_deit(NANO).trainable_variables
+    adamw = optimizer.build(config.OptimizerConfig(), 512, 2, variables)
+    with pytest.raises(NotImplementedError, match="call update"):
+        adamw.apply([np.zeros(v.shape, np.float32) for v in variables], variables)

@@ -20,7 +20,7 @@ STUDENT = config.network(
     image_size=32,
     patch_size=8,
     width=32,
-    depth=3,
+    depth=2,
     heads=2,
     drop_path_rate=0.3,
 )

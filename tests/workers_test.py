@@ -7,10 +7,12 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
-import tensorflow as tf
+
+from deit_tf import checkpoint
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = pathlib.Path(__file__).with_name("ten_steps.py")
@@ -28,17 +30,23 @@ def free_ports(count):
     return ports
 
 
-def start_workers(arguments, logs, count=2):
-    """Processes of this Python, each a worker of the same cluster on loopback."""
-    hosts = [f"127.0.0.1:{port}" for port in free_ports(count)]
+def start_workers(arguments, logs):
+    """Two processes of this Python, each a worker of the same cluster on loopback.
+
+    Args:
+      arguments: of both; or a pair of those of each.
+      logs: folder for what they say.
+    """
+    each = arguments if isinstance(arguments[0], list) else [arguments] * 2
+    hosts = [f"127.0.0.1:{port}" for port in free_ports(2)]
     found = []
-    for i in range(count):
+    for i, own in enumerate(each):
         task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}}
         environment = {"TF_CONFIG": json.dumps(task), "PYTHONPATH": str(ROOT)}
         with open(logs / f"worker_{i}.log", "w") as log:
             found.append(
                 subprocess.Popen(
-                    [sys.executable, *map(str, arguments)],
+                    [sys.executable, *map(str, own)],
                     cwd=ROOT,
                     env={**os.environ, **environment},
                     stdout=log,
@@ -53,29 +61,22 @@ def by_workers(data_dir, tmp_path_factory):
     """Function of a case: the weights that two workers have trained."""
     out = tmp_path_factory.mktemp("workers")
     workers = start_workers([SCRIPT, data_dir, out, *CASES], out)
-    try:
-        codes = [worker.wait(timeout=300) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    assert codes == [0, 0], (out / "worker_0.log").read_text()[-2000:]
+    assert _finish(workers) == [0, 0], (out / "worker_0.log").read_text()[-2000:]
     return lambda case: list(np.load(out / f"{case}.npz").values())
 
 
 @pytest.fixture(scope="module")
-def here(data_dir):
+def here(data_dir, replicas):
     """Function (replicas, case): weights before and after, trained in this process."""
     spec = importlib.util.spec_from_file_location("ten_steps", SCRIPT)
     ten_steps = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(ten_steps)
-    strategies = {1: tf.distribute.get_strategy()}
-    strategies[2] = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     found = {}
 
-    def train(replicas, case):
-        if (replicas, case) not in found:
-            found[replicas, case] = ten_steps.train(strategies[replicas], data_dir, case)
-        return found[replicas, case]
+    def train(count, case):
+        if (count, case) not in found:
+            found[count, case] = ten_steps.train(replicas[count - 1], data_dir, case)
+        return found[count, case]
 
     return train
 
@@ -112,3 +113,58 @@ def test_a_fault_on_replicas_is_seen(fault, here):
 def test_a_worker_that_reads_anothers_part_is_seen(here, by_workers):
     before, one = here(1, "sgd")
     assert not _same("sgd", before, one, by_workers("sgd slice"))
+
+
+NANO = (
+    "-m deit_tf.train --strategy=multi_worker --model=deit --distilled --image_size=32"
+    " --patch_size=16 --width=16 --depth=2 --heads=2 --num_classes=10 --batch_size=140 --epochs=2"
+    " --lr_schedule=constant --warmup_epochs=0 --mix_group=14 --checkpoint_every_steps=3 --nojit"
+)
+
+
+def _finish(workers):
+    """Their exit codes."""
+    try:
+        return [worker.wait(timeout=300) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gone", [0, 1], ids=["the chief", "the other"])
+def test_a_dead_worker_is_named_and_all_go_on(gone, data_dir, tmp_path):
+    flags = [*NANO.split(), f"--data_dir={data_dir}"]
+    arguments = [*flags, f"--run_dir={tmp_path / 'killed'}"]
+    workers = start_workers(arguments, tmp_path)
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "killed" / "checkpoints" / "step_00000006").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    workers[gone].kill()
+    assert _finish(workers)[1 - gone] == 1
+    log = (tmp_path / f"worker_{1 - gone}.log").read_text()
+    assert log.strip().splitlines()[-1].startswith("error: another worker has gone; start all of")
+    assert _finish(start_workers(arguments, tmp_path)) == [0, 0]
+    assert "on 397 images" in (tmp_path / "worker_0.log").read_text()
+    assert "on 397 images" not in (tmp_path / "worker_1.log").read_text()
+
+    whole = [*flags, f"--run_dir={tmp_path / 'whole'}"]
+    assert _finish(start_workers(whole, tmp_path)) == [0, 0]
+    killed, whole = (tmp_path / name for name in ("killed", "whole"))
+    assert (killed / "history.csv").read_text() == (whole / "history.csv").read_text()
+    one, other = (checkpoint.load(run).get_weights() for run in (killed, whole))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_workers_that_see_another_run_directory_are_refused(data_dir, tmp_path):
+    flags = [*NANO.split(), f"--data_dir={data_dir}"]
+    shared = [*flags, f"--run_dir={tmp_path / 'shared'}", "--epochs=1"]
+    assert _finish(start_workers(shared, tmp_path)) == [0, 0]
+    apart = [[*flags, f"--run_dir={tmp_path / name}"] for name in ("shared", "none")]
+    assert _finish(start_workers(apart, tmp_path)) == [1, 1]
+    for i in range(2):
+        last = (tmp_path / f"worker_{i}.log").read_text().strip().splitlines()[-1]
+        assert "error: the workers differ in their flags, their data or in what they find" in last
