@@ -205,6 +205,14 @@ class Run:
         network.save_weights(part)
         os.replace(part, self.path / "best.weights.h5")
 
+    def mend(self):
+        """Writes history.csv and curves.png anew where a kill left them behind the checkpoint."""
+        path = self.path / "history.csv"
+        before = path.read_text() if path.exists() else ""
+        self.write_history()
+        if self.history and path.read_text() != before:
+            self.draw_curves()
+
     def write_history(self):
         """Writes history.csv anew from the history."""
         if not self.history:
@@ -257,12 +265,6 @@ class SaveRun(keras.callbacks.Callback):
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
-
-    def on_train_begin(self, logs=None):
-        """Mends what a kill left behind its checkpoint."""
-        if self.writes:
-            self.run.write_history()
-            self.run.draw_curves()
 
     def on_train_end(self, logs=None):
         """Draws the whole of it."""

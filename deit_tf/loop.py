@@ -83,6 +83,8 @@ def finish(pair, taught_by, run, images, eval_only=False):
     def suspects():
         return images.suspects(devices.number(pair.position))
 
+    if images.machines.is_chief and not eval_only:
+        run.mend()
     with _blaming_machines(images.machines, run), readable.naming(suspects):
         if run.epoch < images.config.optimizer.epochs and not eval_only:
             _fit(pair, run, images)

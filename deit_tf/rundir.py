@@ -7,7 +7,7 @@ history.csv            one row an epoch
 curves.png             the same as a picture
 logs/                  TensorBoard events
 best.weights.h5        the network at its best evaluation accuracy
-checkpoints/step_N/    a newest state, whole or not there at all:
+checkpoints/step_N/    a newest state, whole or not there at all; step_N_1 is newer than step_N:
     network.weights.h5   the network
     average.weights.h5   the moving average of its weights, where there is one
     optimizer.npz        the optimizer's variables
@@ -16,11 +16,11 @@ checkpoints/step_N/    a newest state, whole or not there at all:
 
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import os
 import pathlib
 import platform
-import shutil
 
 from deit_tf import config as configuration
 from deit_tf.config import InputError
@@ -115,9 +115,12 @@ def reserve(folder, size):
 def publish(part, final):
     """Gives a folder that is written whole its name; what was written is on the disk then.
 
+    Where a folder of that name is there it gets "_1" behind it, or "_2": to replace one is to have
+    none for a moment, in which the process may be killed.
+
     Args:
       part: the folder, a path.
-      final: its name; a folder of that name is replaced.
+      final: its name, a path.
     """
     for path in (*part.iterdir(), part):
         handle = os.open(path, os.O_RDONLY)
@@ -125,8 +128,8 @@ def publish(part, final):
             os.fsync(handle)
         finally:
             os.close(handle)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
+    names = (f"{final.name}_{i}" if i else final.name for i in itertools.count())
+    os.rename(part, next(path for path in map(final.with_name, names) if not path.exists()))
 
 
 def begin(run_dir, config, facts, classes, labels):

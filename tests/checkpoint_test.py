@@ -86,6 +86,34 @@ def test_keeps_the_newest_and_ignores_what_was_being_written(tmp_path):
     assert names == ["step_00000004", "step_00000005", "step_00000006"]
 
 
+def test_the_same_step_saved_again_replaces_nothing_before_it_is_whole(tmp_path):
+    run, pair = _run(tmp_path), _pair()
+    run.save(pair)
+    seen = []
+    run.keep = 3
+    for run.epoch in (1, 2):  # the end of an epoch, at the step of a checkpoint within it
+        run.save(pair)
+        seen.append(sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()))
+    first = "step_00000000"
+    assert seen == [[first, f"{first}_1"], [first, f"{first}_1", f"{first}_2"]]
+    again = _run(tmp_path)
+    again.restore(pair)
+    assert again.epoch == 2
+
+
+def test_a_history_that_a_kill_left_behind_is_mended(tmp_path):
+    run, pair = _run(tmp_path), _pair()
+    run.history = [{"epoch": 1, "lr": 0.1, "loss": 0.25, "top1": 0.5}]
+    run.save(pair)  # killed before the history was written
+    again = _run(tmp_path)
+    again.restore(pair)
+    again.mend()
+    assert (tmp_path / "run" / "history.csv").read_text() == "epoch,lr,loss,top1\n1,0.1,0.25,0.5\n"
+    drawn = (tmp_path / "run" / "curves.png").stat().st_mtime_ns
+    again.mend()
+    assert (tmp_path / "run" / "curves.png").stat().st_mtime_ns == drawn
+
+
 def test_loads_last_and_best(tmp_path):
     pair = _pair()
     run = _run(tmp_path)

@@ -170,7 +170,7 @@ def _state(run):
     """All that a run has reached, as bytes and arrays."""
     last = rundir.steps(run)[-1]
     found = {"history.csv": (run / "history.csv").read_text()}
-    found |= {"step": last.name, "state.json": json.loads((last / "state.json").read_text())}
+    found["state.json"] = json.loads((last / "state.json").read_text())
     for path in (run / "best.weights.h5", last / rundir.WEIGHTS, last / rundir.AVERAGE):
         with h5py.File(path) as file:
             arrays = {}
