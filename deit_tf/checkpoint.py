@@ -162,10 +162,12 @@ class Run:
             if pair.average:
                 pair.average.network.load_weights(steps[-1] / rundir.AVERAGE)
             with open(steps[-1] / "optimizer.npz", "rb") as file, np.load(file) as stored:
-                pair.optimizer.load_own_variables(dict(stored))
+                _load_optimizer(pair.optimizer, dict(stored))
             state = json.loads((steps[-1] / "state.json").read_text())
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{steps[-1]} is damaged: {error}; remove it to start anew") from error
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise InputError(
+                f"{steps[-1]} is damaged: {error}; remove it to go on from the one before, or anew"
+            ) from error
         for name, value in state.items():
             setattr(self, name, value)
         pair.position.assign(self.step)
@@ -196,7 +198,7 @@ class Run:
         rundir.write(part / "state.json", json.dumps(state))
         rundir.publish(part, final)
         for folder in rundir.steps(self.path)[: -self.keep]:
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def save_best(self, network):
         """Writes the network's weights as the best so far."""
@@ -204,6 +206,14 @@ class Run:
         rundir.reserve(self.path, _bytes(network.weights))
         network.save_weights(part)
         os.replace(part, self.path / "best.weights.h5")
+
+    @contextlib.contextmanager
+    def writing(self):
+        """Says in one line what is wrong where the run directory can no longer be written."""
+        try:
+            yield
+        except OSError as error:
+            raise InputError(f"{self.path} can no longer be written: {error}") from error
 
     def mend(self):
         """Writes history.csv and curves.png anew where a kill left them behind the checkpoint."""
@@ -269,7 +279,8 @@ class SaveRun(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         """Draws the whole of it."""
         if self.writes:
-            self.run.draw_curves()
+            with self.run.writing():
+                self.run.draw_curves()
 
     def _ask(self, received, frame):
         """Notes that this machine is to stop."""
@@ -311,7 +322,7 @@ class SaveRun(keras.callbacks.Callback):
         run.history.append({"epoch": epoch + 1, "step": run.step, "lr": rate, **values})
         if not self.writes:
             return
-        with self._writing():
+        with self.run.writing():
             if values["val_fused_top1"] > run.best:
                 run.best = values["val_fused_top1"]
                 run.save_best(self.model.evaluated)
@@ -338,7 +349,7 @@ class SaveRun(keras.callbacks.Callback):
         """Writes the state in the middle of an epoch."""
         if self.writes:
             self.run.means = self.model.train_means.take()
-            with self._writing():
+            with self.run.writing():
                 self.run.save(self.model)
             self.run.means = None
 
@@ -348,13 +359,12 @@ class SaveRun(keras.callbacks.Callback):
         logging.info("stopped by SIGTERM after step %d; started again it goes on", self.run.step)
         raise SystemExit(128 + signal.SIGTERM)
 
-    @contextlib.contextmanager
-    def _writing(self):
-        """Says in one line what is wrong where the run directory can no longer be written."""
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"{self.run.path} can no longer be written: {error}") from error
+
+def _load_optimizer(optimizer, values):
+    """Puts an optimizer's variables back; Keras would only warn of others, and begin anew."""
+    if [values[str(i)].shape for i in range(len(values))] != [v.shape for v in optimizer.variables]:
+        raise ValueError("optimizer.npz is of another optimizer")
+    optimizer.load_own_variables(values)
 
 
 def _bytes(*variables):

@@ -1,8 +1,10 @@
 """Which machines train together, and which of them this is; read from TF_CONFIG."""
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
 
 from deit_tf.config import InputError
 
@@ -40,11 +42,17 @@ def find(strategy):
       A `Cluster`; of this machine alone unless the strategy is multi_worker.
 
     Raises:
-      InputError: TF_CONFIG is missing, or does not say what TensorFlow needs.
+      InputError: TF_CONFIG is missing, or does not say what TensorFlow needs; or it names several
+        workers, and the strategy is another.
     """
-    if strategy != "multi_worker":
-        return Cluster()
     text = os.environ.get("TF_CONFIG", "")
+    if strategy != "multi_worker":
+        if len(re.findall(r"[\w.-]+:\d+", text)) > 1:
+            raise InputError(
+                f"TF_CONFIG names several workers, and strategy is {strategy}; give"
+                " --strategy=multi_worker, or unset TF_CONFIG"
+            )
+        return Cluster()
     if not text:
         raise InputError(f"strategy is multi_worker, and TF_CONFIG is not set; set {_EXAMPLE}")
     try:
@@ -60,3 +68,36 @@ def find(strategy):
             f"TF_CONFIG does not say which worker this is ({type(error).__name__}: {error}); set it"
             f" as {_EXAMPLE}"
         ) from error
+
+
+@contextlib.contextmanager
+def blaming(machines, run_dir):
+    """Says in one line that another machine has gone, where that is why the block failed.
+
+    Args:
+      machines: a `Cluster`.
+      run_dir: what goes on when all are started again.
+
+    Raises:
+      InputError: another machine has gone. Else what the block raised.
+    """
+    try:
+        yield
+    except Exception as error:
+        if machines.workers == 1 or not _has_gone(error):
+            raise
+        raise InputError(
+            f"another worker has gone ({type(error).__name__}); start all of them again by the same"
+            f" command: {run_dir} goes on from its newest checkpoint (--debug shows more)"
+        ) from error
+
+
+def _has_gone(error):
+    """Whether an exception of TensorFlow's is about another machine."""
+    from tensorflow import errors
+
+    if isinstance(error, (errors.UnavailableError, errors.AbortedError)):
+        return True
+    perhaps = (errors.CancelledError, errors.DeadlineExceededError, errors.InternalError)
+    words = r"ollective|/job:|/task:|onnection|[Pp]eer|RPC"
+    return isinstance(error, perhaps) and bool(re.search(words, str(error)))

@@ -175,8 +175,8 @@ class Distiller(keras.Model):
 
         Returns:
           The gradients of this micro-batch's share of the mean loss over the whole batch; and
-          float32 [n + 2]: the sums over its images of the terms of `losses_of` and of the hits,
-          then 1 where the loss or a gradient is not finite, then the number of images.
+          float32 [n + 1]: the sums over its images of the terms of `losses_of` and of the hits,
+          then the number of images.
         """
         teacher_logits = self.teach(image) if self.teach else None
         shares = self.distribute_strategy.num_replicas_in_sync * self.accumulate
@@ -186,11 +186,9 @@ class Distiller(keras.Model):
             share = ops.mean(terms["loss"]) / shares
         gradients = tape.gradient(share, self.student.trainable_variables)
         hits = _hits(model.fuse(logits, self.fusion), label, 1)
-        finite = [ops.all(ops.isfinite(value)) for value in (share, *gradients)]
-        bad = 1.0 - ops.cast(ops.all(ops.stack(finite)), "float32")
         sums = [ops.sum(ops.cast(value, "float32")) for value in (*terms.values(), hits)]
         images = ops.cast(ops.shape(image)[0], "float32")
-        return gradients, ops.stack([*sums, bad, images])
+        return gradients, ops.stack([*sums, images])
 
     def _work(self, batch):
         """A replica's gradients and sums of a batch, micro-batch after micro-batch."""
@@ -209,7 +207,7 @@ class Distiller(keras.Model):
             return i + 1, [a + b for a, b in zip(gradients, more, strict=True)], sums + found
 
         none = [tf.zeros(v.shape, v.dtype) for v in self.student.trainable_variables]
-        nothing = tf.zeros([len(self.train_means.names) + 2])
+        nothing = tf.zeros([len(self.train_means.names) + 1])
         start = (tf.constant(0), none, nothing)
         # One after the other: side by side they would need the memory of the whole batch.
         more = tf.while_loop(lambda i, *_: i < self.accumulate, add, start, parallel_iterations=1)
@@ -219,23 +217,25 @@ class Distiller(keras.Model):
         """One update of the student; returns the means of the epoch so far.
 
         A step whose loss or gradient is not finite, on any replica, changes nothing but the
-        position and the count of such steps: all replicas see it, as they see the sums.
+        position and the count of such steps: all replicas see it in the sums. So does one whose
+        gradient's norm is beyond float32, which would make the moments infinite.
         """
         context = tf.distribute.get_replica_context()
         statistics = [tf.identity(weight) for weight in self.student.non_trainable_weights]
         gradients, sums = self._work(batch)
         *gradients, sums, leaving = context.all_reduce("SUM", [*gradients, sums, self._leaving()])
-        *totals, bad, images = tf.unstack(sums)
-        good = bad == 0
+        norm = tf.linalg.global_norm(gradients)
+        good = tf.reduce_all(tf.math.is_finite(tf.concat([sums, [norm]], axis=0)))
         self._settle_statistics(context, statistics, good)
 
         def update():
-            self.optimizer.update(gradients, self.student.trainable_variables, self.position)
+            weights = self.student.trainable_variables
+            self.optimizer.update(gradients, weights, self.position, norm)
             if self.average:
                 self.average.update()
 
         tf.cond(good, update, lambda: None)
-        self.train_means.add(tf.where(good, tf.stack([*totals, images]), 0.0))
+        self.train_means.add(tf.where(good, sums, 0.0))
         self._count(good, leaving)
         return self.train_logs()
 

@@ -176,7 +176,7 @@ def run(main):
         except config.InputError as error:
             _leave(1, traceback.format_exc() if FLAGS.debug else f"error: {error}\n")
         except SystemExit as error:  # a run that was asked to stop, and has saved
-            _leave(error.code, "")
+            _leave(error.code if isinstance(error.code, int) else 1, "")
         except KeyboardInterrupt:
             text = "stopped\n"
             _leave(130, traceback.format_exc() if FLAGS.debug else text)

@@ -1,10 +1,9 @@
 """A run from where it stands to its end: Keras' `fit`, its callbacks, and what can go wrong."""
 
-import contextlib
 import json
+import signal
 
 import keras
-import tensorflow as tf
 
 from deit_tf import checkpoint, dataset, devices, distiller, progress, readable
 from deit_tf import config as configuration
@@ -75,8 +74,8 @@ def finish(pair, taught_by, run, images, eval_only=False):
       {"student": measured, "teacher": measured or None}; see `distiller.measure`.
 
     Raises:
-      InputError: an image that cannot be read, another machine that has gone, a run directory that
-        can no longer be written, or too many bad steps.
+      InputError: an image that cannot be read, a run directory that can no longer be written, or
+        too many bad steps.
       SystemExit: SIGTERM was received; all is saved.
     """
 
@@ -84,8 +83,9 @@ def finish(pair, taught_by, run, images, eval_only=False):
         return images.suspects(devices.number(pair.position))
 
     if images.machines.is_chief and not eval_only:
-        run.mend()
-    with _blaming_machines(images.machines, run), readable.naming(suspects):
+        with run.writing():
+            run.mend()
+    with readable.naming(suspects):
         if run.epoch < images.config.optimizer.epochs and not eval_only:
             _fit(pair, run, images)
         return {
@@ -116,6 +116,8 @@ def _fit(pair, run, images):
         if run.epoch < epochs:
             facts |= {"initial_epoch": run.epoch, "epochs": epochs}
             pair.fit(images.from_step(run.step), steps_per_epoch=images.steps, **facts)
+    if watchers[0].asked:  # after the last step that looks; all is saved
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 def _evaluate_epoch(pair, run, images, callbacks):
@@ -140,26 +142,15 @@ def _watchers(run, images):
     return [saving, board, line, *images.bar()]
 
 
-def check_machines(strategy, config, facts, run):
-    """Raises InputError where the machines do not train the same from the same place."""
-    says = json.dumps([configuration.identity(config), facts, run.step], sort_keys=True)
+def check_machines(strategy, config, facts, run, eval_only):
+    """Raises InputError where the machines do not do the same from the same place."""
+    place = [run.epoch, run.step, eval_only, config.run.max_bad_steps]
+    if run.step:  # what it started from is needed no more, and may be gone from some
+        facts = {name: value for name, value in facts.items() if name != "init_from_sha256"}
+    says = json.dumps([configuration.identity(config), facts, *place], sort_keys=True)
     if not devices.meet(strategy, says):
+        devices.meet(strategy)  # all know it before the first leaves
         raise InputError(
             f"the workers differ in their flags, their data or in what they find in {run.path}"
             f" (here: step {run.step}); give all the same command and a --run_dir that they share"
         )
-
-
-@contextlib.contextmanager
-def _blaming_machines(machines, run):
-    """Says in one line that another machine has gone, where that is why the block failed."""
-    gone = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
-    try:
-        yield
-    except (*gone, tf.errors.DeadlineExceededError, tf.errors.InternalError) as error:
-        if machines.workers == 1:
-            raise
-        raise InputError(
-            "another worker has gone; start all of them again by the same command:"
-            f" {run.path} goes on from its newest checkpoint (--debug shows more)"
-        ) from error

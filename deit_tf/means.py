@@ -31,12 +31,9 @@ class Means:
         self.totals.assign(self.totals + totals)
 
     def result(self):
-        """{name: float32 []}, the means so far; 0 where nothing is counted."""
+        """{name: float32 []}, the means so far; not a number where nothing is counted."""
         *totals, count = ops.unstack(ops.convert_to_tensor(self.totals))
-        return {
-            name: total / ops.maximum(count, 1.0)
-            for name, total in zip(self.names, totals, strict=True)
-        }
+        return {name: total / count for name, total in zip(self.names, totals, strict=True)}
 
     def take(self):
         """The sums so far, a list of floats that `put` takes."""

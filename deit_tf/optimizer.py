@@ -47,20 +47,21 @@ class _Updates:
         schedule_of = self._learning_rate
         return schedule_of(step) if callable(schedule_of) else schedule_of
 
-    def update(self, gradients, variables, step):
+    def update(self, gradients, variables, step, norm=None):
         """One update; the caller counts it in `iterations`.
 
         Args:
           gradients: summed over replicas, one a variable.
           variables: those that the optimizer was built for.
           step: int64 [], the place in the schedule.
+          norm: float32 [], the global norm of the gradients; None computes it where it is needed.
         """
         if self.clip_norm:
-            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm)
+            gradients, _ = tf.clip_by_global_norm(gradients, self.clip_norm, norm)
         rate = self.rate_at(step)
         for gradient, variable in zip(gradients, variables, strict=True):
             if self.weight_decay and self._use_weight_decay(variable):
-                self.assign_sub(variable, variable * (self.weight_decay * rate))
+                self.assign_sub(variable, variable * self.weight_decay * rate)
             self.update_step(gradient, variable, rate)
 
     def apply(self, grads, trainable_variables=None):

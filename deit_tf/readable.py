@@ -101,6 +101,18 @@ def check(records, indices):
             )
 
 
+def _no_image(errors):
+    """What fails for want of memory or of another machine, not of an image."""
+    return (
+        errors.ResourceExhaustedError,
+        errors.UnavailableError,
+        errors.AbortedError,
+        errors.CancelledError,
+        errors.DeadlineExceededError,
+        errors.InternalError,
+    )
+
+
 @contextlib.contextmanager
 def naming(suspects):
     """Names the image where one is why the block failed; tf.data does not know its name.
@@ -115,7 +127,7 @@ def naming(suspects):
 
     try:
         yield
-    except tf.errors.ResourceExhaustedError:
+    except _no_image(tf.errors):
         raise
     except tf.errors.OpError:
         logging.info("looking whether an image that cannot be read is why this failed")

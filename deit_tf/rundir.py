@@ -16,7 +16,6 @@ checkpoints/step_N/    a newest state, whole or not there at all; step_N_1 is ne
 
 import hashlib
 import importlib.metadata
-import itertools
 import json
 import os
 import pathlib
@@ -84,7 +83,13 @@ def digest(path):
 
 def steps(run_dir):
     """Folders of whole checkpoints, oldest first."""
-    return sorted((pathlib.Path(run_dir) / "checkpoints").glob("step_*[0-9]"))
+    return sorted((pathlib.Path(run_dir) / "checkpoints").glob("step_*[0-9]"), key=_age)
+
+
+def _age(path):
+    """(step, which of those of this step) of a checkpoint's folder."""
+    step, _, again = path.name.removeprefix("step_").partition("_")
+    return int(step), int(again or 0)
 
 
 def write(path, text):
@@ -115,21 +120,29 @@ def reserve(folder, size):
 def publish(part, final):
     """Gives a folder that is written whole its name; what was written is on the disk then.
 
-    Where a folder of that name is there it gets "_1" behind it, or "_2": to replace one is to have
-    none for a moment, in which the process may be killed.
+    Where a checkpoint of this step is there it gets "_1" behind its name, or "_2": to replace one
+    is to have none for a moment, in which the process may be killed.
 
     Args:
       part: the folder, a path.
-      final: its name, a path.
+      final: checkpoints/step_N, a path.
     """
     for path in (*part.iterdir(), part):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    names = (f"{final.name}_{i}" if i else final.name for i in itertools.count())
-    os.rename(part, next(path for path in map(final.with_name, names) if not path.exists()))
+        _flush(path)
+    again = [
+        _age(path)[1] for path in steps(final.parent.parent) if _age(path)[0] == _age(final)[0]
+    ]
+    os.rename(part, final.with_name(f"{final.name}_{max(again) + 1}") if again else final)
+    _flush(final.parent)
+
+
+def _flush(path):
+    """Waits until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def begin(run_dir, config, facts, classes, labels):

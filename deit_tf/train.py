@@ -27,10 +27,16 @@ def train(config, run_dir, eval_only=False):
       InputError: something that was given does not fit; nothing has been written. Or an image
         that cannot be read.
     """
+    machines = cluster.find(config.run.strategy)
+    with cluster.blaming(machines, run_dir):
+        return _train(config, run_dir, eval_only, machines)
+
+
+def _train(config, run_dir, eval_only, machines):
+    """`train` on one of several machines, or on the only one."""
     # What can be wrong is looked for before TensorFlow is imported, which takes seconds.
     from deit_tf import rundir
 
-    machines = cluster.find(config.run.strategy)
     config.check_groups(machines.workers)
     data = _open_in_turn(config, machines)
     new = not rundir.steps(run_dir)
@@ -53,7 +59,7 @@ def train(config, run_dir, eval_only=False):
         rundir.begin(run_dir, config, facts, data.classes, data.labels)
     run = checkpoint.Run(run_dir, config.run.keep_checkpoints)
     run.restore(pair)
-    loop.check_machines(strategy, config, facts, run)
+    loop.check_machines(strategy, config, facts, run, eval_only)
     logging.info("%s, on %s", checkpoint.describe(pair.student), facts)
 
     images = loop.Images(config, data, strategy, machines)
@@ -65,7 +71,7 @@ def train(config, run_dir, eval_only=False):
 
 def _open_in_turn(config, machines):
     """The data set; on several machines the chief opens it first, which may prepare it."""
-    if config.run.replicas > 1 or machines.workers > 1:
+    if config.run.replicas > 1 or config.run.strategy == "multi_worker":
         from deit_tf import devices
 
         # Before a data set is prepared, which computes.

@@ -86,19 +86,29 @@ def test_keeps_the_newest_and_ignores_what_was_being_written(tmp_path):
     assert names == ["step_00000004", "step_00000005", "step_00000006"]
 
 
-def test_the_same_step_saved_again_replaces_nothing_before_it_is_whole(tmp_path):
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_same_step_saved_again_is_the_newest(keep, tmp_path):
+    # As the end of an epoch is, at the step of a checkpoint within it, however often it was left.
+    run, pair = _run(tmp_path), _pair()
+    run.keep = keep
+    for run.epoch in range(12):
+        run.save(pair)
+        again = _run(tmp_path)
+        again.restore(pair)
+        assert again.epoch == run.epoch
+        folders = list((tmp_path / "run" / "checkpoints").iterdir())
+        assert len(folders) == min(run.epoch + 1, keep)
+
+
+def test_an_optimizer_of_another_kind_is_refused(tmp_path):
     run, pair = _run(tmp_path), _pair()
     run.save(pair)
-    seen = []
-    run.keep = 3
-    for run.epoch in (1, 2):  # the end of an epoch, at the step of a checkpoint within it
-        run.save(pair)
-        seen.append(sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()))
-    first = "step_00000000"
-    assert seen == [[first, f"{first}_1"], [first, f"{first}_1", f"{first}_2"]]
-    again = _run(tmp_path)
-    again.restore(pair)
-    assert again.epoch == 2
+    path = tmp_path / "run" / "checkpoints" / "step_00000000" / "optimizer.npz"
+    with np.load(path) as stored:
+        some = dict(list(stored.items())[:-1])
+    np.savez(path, **some)
+    with pytest.raises(config.InputError, match=r"damaged: optimizer\.npz is of another"):
+        _run(tmp_path).restore(pair)
 
 
 def test_a_history_that_a_kill_left_behind_is_mended(tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 import yaml
+from tensorflow import errors
 
 from deit_tf import cluster, config
 
@@ -31,7 +32,33 @@ def test_knows_which_worker_this_is(text, worker, workers, monkeypatch):
     monkeypatch.setenv("TF_CONFIG", text)
     assert cluster.find("multi_worker") == cluster.Cluster(worker, workers)
     assert cluster.find("multi_worker").is_chief == (worker == 0)
+    with pytest.raises(config.InputError, match="several workers, and strategy is mirrored; give"):
+        cluster.find("mirrored")  # each would take itself for the only one
+
+
+def test_one_worker_or_none_is_this_machine_alone(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
     assert cluster.find("mirrored") == cluster.Cluster(0, 1)
+    monkeypatch.setenv("TF_CONFIG", _config("worker", 0, worker=1))
+    assert cluster.find("one_device") == cluster.find("multi_worker") == cluster.Cluster(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "named"),
+    [
+        ("UnavailableError", "failed to connect to all addresses", True),
+        ("InternalError", "Collective ops is aborted by: peer closed", True),
+        ("InternalError", "libdevice not found at ./libdevice.10.bc", False),
+        ("InvalidArgumentError", "/job:worker/task:0: not an image", False),
+    ],
+)
+def test_another_machine_is_blamed_for_its_own_faults_alone(kind, text, named):
+    error = getattr(errors, kind)(None, None, text)
+    blamed = config.InputError if named else type(error)
+    with pytest.raises(blamed), cluster.blaming(cluster.Cluster(0, 2), "run"):
+        raise error
+    with pytest.raises(type(error)), cluster.blaming(cluster.Cluster(0, 1), "run"):
+        raise error
 
 
 @pytest.mark.parametrize(
@@ -55,7 +82,7 @@ def test_says_how_tf_config_should_be(text, monkeypatch):
 
 def _slurm():
     """What `srun` runs, and what stands for `scontrol`."""
-    script = re.search(r"srun bash -c '\n(.*?)'\n", PAGE.read_text(), re.DOTALL)[1]
+    script = re.search(r"srun bash -c '\n(.*?)\n' ", PAGE.read_text(), re.DOTALL)[1]
     return 'scontrol() { printf "a-1\\na-2\\n"; }\n' + script, "SLURM_PROCID"
 
 

@@ -192,6 +192,18 @@ def test_what_is_not_finite_on_one_replica_is_left_out_on_all(replicas, student)
                 np.testing.assert_array_equal(*copies, err_msg=a.path)
 
 
+def test_a_gradient_beyond_float32_is_left_out(replicas):
+    """Each part of it is finite; its square, which Adam keeps, is not."""
+    data = {name: value[:BATCH] for name, value in _batches().items()}
+    data["label"] = data["label"] * 1e25
+    pair = _pair_of(replicas[0], STUDENT)
+    before = pair.student.get_weights()
+    logs = _fit(pair, data)
+    assert logs["bad_steps"] == [1.0]
+    assert _largest(before, pair.student.get_weights()) == 0
+    assert all(np.all(number(v) == 0) for v in pair.optimizer.variables if len(v.shape))
+
+
 def test_bad_steps_are_counted_in_a_row(replicas):
     data = _batches()
     data["label"][:] = np.nan

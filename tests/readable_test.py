@@ -100,3 +100,12 @@ def test_the_commands_stop_at_it_or_pass_over_and_count(photographs, command):
     counted = "could not be read and were passed over: 3 training, 1 evaluation images"
     assert counted in passed.stderr
     assert passed.stdout.startswith("on 12 images")  # 13 files, and one is bad
+
+
+def test_looks_at_no_image_where_another_machine_has_gone():
+    def suspects():
+        raise AssertionError("looked")
+
+    gone = tf.errors.UnavailableError(None, None, "Socket closed")
+    with pytest.raises(tf.errors.UnavailableError), readable.naming(suspects):
+        raise gone

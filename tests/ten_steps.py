@@ -34,7 +34,7 @@ OPTIMIZERS = {
 class Doubled(optimizer.SGD):
     """A planted fault: gradients are doubled, as where they are summed where a mean is meant."""
 
-    def update(self, gradients, variables, step):
+    def update(self, gradients, variables, step, norm=None):
         super().update([2.0 * gradient for gradient in gradients], variables, step)
 
 

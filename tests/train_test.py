@@ -4,6 +4,7 @@ import csv
 import json
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,12 +202,30 @@ def test_sigterm_saves_and_the_same_command_goes_on(runs, data_dir, tmp_path):
     _wait_for(child, run / "history.csv")  # an epoch is over
     time.sleep(0.2)
     child.send_signal(signal.SIGTERM)
-    assert child.wait(60) == 143
-    step = int(rundir.steps(run)[-1].name.removeprefix("step_"))
+    assert child.wait(120) == 143
+    step = int(rundir.steps(run)[-1].name.split("_")[1])
     said = f"stopped by SIGTERM after step {step}; started again it goes on"
     assert said in (tmp_path / "log").read_text()
     assert 43 <= step < 129
     again = subprocess.run(arguments, check=True, capture_output=True, text=True)
+    assert again.stdout == runs[1]["distilled"].stdout
+    _assert_same(_state(run), _state(folder / "distilled"))
+
+
+def test_an_epoch_that_was_left_while_it_was_evaluated_is_ended(runs, data_dir, tmp_path):
+    folder, _ = runs
+    run = tmp_path / "run"
+    shutil.copytree(folder / "distilled", run)
+    last = rundir.steps(run)[-1]
+    state = json.loads((last / "state.json").read_text())
+    row = state["history"].pop()  # as if the last evaluation had not been
+    names = ("loss", "class_loss", "distillation_loss", "top1")
+    state |= {"epoch": state["epoch"] - 1, "means": [*(row[name] for name in names), 1.0]}
+    state["best"] = max(row["val_fused_top1"] for row in state["history"])
+    (last / "state.json").write_text(json.dumps(state))
+    again = subprocess.run(
+        _arguments(folder, data_dir, run), check=True, capture_output=True, text=True
+    )
     assert again.stdout == runs[1]["distilled"].stdout
     _assert_same(_state(run), _state(folder / "distilled"))
 
@@ -216,11 +235,11 @@ def test_sigterm_saves_and_the_same_command_goes_on(runs, data_dir, tmp_path):
 def test_killed_twenty_times_it_ends_as_if_never_killed(jit, runs, data_dir, tmp_path, command):
     folder, rng = runs[0], random.Random(0)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    flags = ["--checkpoint_every_steps=2", "--keep_checkpoints=2", jit]
+    flags = ["--checkpoint_every_steps=2", "--keep_checkpoints=2", "--epochs=8", jit]
     subprocess.run(_arguments(folder, data_dir, whole, *flags), check=True, capture_output=True)
     arguments = _arguments(folder, data_dir, killed, *flags)
     kills = saving = 0
-    while kills < 20:
+    while kills < 20 or saving < 3:
         known = rundir.steps(killed)[-1:]
         with open(tmp_path / "log", "w") as log:
             child = subprocess.Popen(arguments, stdout=log, stderr=log)
@@ -236,7 +255,6 @@ def test_killed_twenty_times_it_ends_as_if_never_killed(jit, runs, data_dir, tmp
         assert child.wait() == -signal.SIGKILL
         kills += 1
         saving += (killed / "checkpoints" / "writing").exists()
-    assert saving >= 3
     subprocess.run(arguments, check=True, capture_output=True)
     _assert_same(_state(killed), _state(whole))
 

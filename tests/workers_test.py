@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 
-from deit_tf import checkpoint
+from deit_tf import checkpoint, rundir
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPT = pathlib.Path(__file__).with_name("ten_steps.py")
@@ -131,16 +131,36 @@ def _finish(workers):
             worker.kill()
 
 
+def _wait_for_a_checkpoint(workers, run):
+    """Waits until a run has saved within an epoch."""
+    deadline = time.monotonic() + 300
+    while not rundir.steps(run):
+        assert all(worker.poll() is None for worker in workers), "they ended too early"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1], ids=["the chief", "the other"])
+def test_sigterm_to_one_worker_stops_both_after_the_same_step(asked, data_dir, tmp_path):
+    arguments = [*NANO.split(), f"--data_dir={data_dir}", f"--run_dir={tmp_path / 'run'}"]
+    workers = start_workers(arguments, tmp_path)
+    _wait_for_a_checkpoint(workers, tmp_path / "run")
+    workers[asked].terminate()
+    assert _finish(workers) == [143, 143]
+    step = int(rundir.steps(tmp_path / "run")[-1].name.split("_")[1])
+    for i in range(2):
+        said = (tmp_path / f"worker_{i}.log").read_text()
+        assert f"stopped by SIGTERM after step {step};" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("gone", [0, 1], ids=["the chief", "the other"])
 def test_a_dead_worker_is_named_and_all_go_on(gone, data_dir, tmp_path):
     flags = [*NANO.split(), f"--data_dir={data_dir}"]
     arguments = [*flags, f"--run_dir={tmp_path / 'killed'}"]
     workers = start_workers(arguments, tmp_path)
-    deadline = time.monotonic() + 300
-    while not (tmp_path / "killed" / "checkpoints" / "step_00000006").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    _wait_for_a_checkpoint(workers, tmp_path / "killed")
     workers[gone].kill()
     assert _finish(workers)[1 - gone] == 1
     log = (tmp_path / f"worker_{1 - gone}.log").read_text()
