@@ -4,10 +4,11 @@
     python benchmarks/train_step.py --out=benchmarks/results/train_step.json
 
 A step is forward, backward and AdamW on a batch of noise that lies in memory, in float32. Ours has
-drop path and two heads, and with --distillation=hard the RegNetY-16GF that decides; timm's has the
-same (eager, and by `torch.compile`); keras-hub's DeiT (`jit_compile=True`) has one head, no drop
-path and no teacher. Each engine has its own process; they take turns in changing order, so that a
-machine's moods fall on all. `--growth` measures ours alone over batch, replicas, size and depth.
+drop path and two heads, and in the rows with distillation the RegNetY-16GF that decides; timm's
+has the same (eager, and by `torch.compile`); keras-hub's DeiT (`jit_compile=True`) has one head, no
+drop path and no teacher. Each engine has its own process; they take turns in changing order, so
+that a machine's moods fall on all. Memory is the process' largest, compilation included. `--growth`
+measures ours alone over batch, replicas, size and depth.
 """
 
 import argparse
@@ -64,10 +65,10 @@ def main():
         names = [name for name in arguments.engines.split(",") if _offers(name, case)]
         rows.append({**case, "engines": _measure(case, names, arguments.rounds, arguments.steps)})
         print(_line(rows[-1], arguments.growth), flush=True)
-    if arguments.out:
-        path = pathlib.Path(arguments.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"rows": rows, **_machine()}, indent=1) + "\n")
+        if arguments.out:
+            path = pathlib.Path(arguments.out)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"rows": rows, **_machine()}, indent=1) + "\n")
     return None
 
 

@@ -132,7 +132,9 @@ def test_without_train_mode_no_path_is_dropped():
 
 
 @pytest.mark.parametrize(
-    ("strategy", "jit"), [(0, True), (1, False)], ids=["1 replica", "2 replicas"]
+    ("strategy", "jit"),
+    [(0, True), pytest.param(1, False, marks=pytest.mark.slow)],
+    ids=["1 replica", "2 replicas"],
 )
 def test_micro_batches_train_as_the_whole(replicas, strategy, jit):
     _, one, logs_one = _train(replicas[0], _sgd)
@@ -221,6 +223,7 @@ def _clipped(clip_norm):
     )
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_whole_batch_is_clipped_not_each_replicas(replicas):
     clip = 1e-3
     before, one, _ = _train(replicas[0], _clipped(clip))
@@ -372,6 +375,7 @@ def test_measures_every_head_once_an_image(replicas, strategy, fusion):
         assert measured[head]["loss"] == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_trains_in_bfloat16_near_float32(replicas):
     _, exact, logs = _train(replicas[0], _sgd)
     keras.config.set_dtype_policy("mixed_bfloat16")

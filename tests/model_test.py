@@ -123,7 +123,7 @@ def test_initialises_as_released():
     assert (weights["norm/gamma"] == 1).all()
 
 
-@pytest.mark.parametrize("fusion", model.FUSIONS)
+@pytest.mark.parametrize("fusion", ["logits", pytest.param("softmax", marks=pytest.mark.slow)])
 def test_classifier_trains_by_plain_fit_and_survives_a_keras_file(fusion, tmp_path):
     whole = model.classifier(model.build_deit(NANO), fusion)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
