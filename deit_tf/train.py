@@ -55,11 +55,11 @@ def _train(config, run_dir, eval_only, machines):
     _greet(config, strategy, facts["precision"], devices.idle_gpu())
     with strategy.scope():
         pair, taught_by = _build(config, data, new)
-    if machines.is_chief and not eval_only:
-        rundir.begin(run_dir, config, facts, data.classes, data.labels)
     run = checkpoint.Run(run_dir, config.run.keep_checkpoints)
     run.restore(pair)
     loop.check_machines(strategy, config, facts, run, eval_only)
+    if machines.is_chief and not eval_only:
+        rundir.begin(run_dir, config, facts, data.classes, data.labels)
     logging.info("%s, on %s", checkpoint.describe(pair.student), facts)
 
     images = loop.Images(config, data, strategy, machines)
