@@ -11,21 +11,22 @@ above it. timm normalises the images, which costs it a little; ours come raw, wi
 """
 
 import argparse
-import importlib.metadata
 import io
 import itertools
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
+import machine
+
 ENGINES = ("deit_tf", "timm")
 STAGES = ("decode, crop", "flip", "RandAugment", "erasing", "mixing")
+PACKAGES = ("tensorflow", "keras-cv", "timm", "torch", "torchvision", "pillow")
 BATCH, SIZE, CLASSES, JPEGS = 64, 224, 1000, 256
 WARM_UP = 6  # batches: more than either engine makes ahead
 RANDAUGMENT = "rand-m9-mstd0.5-inc1"
@@ -39,7 +40,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         size = _write_jpegs(pathlib.Path(folder))
         rates = _measure(arguments, folder)
-    result = {"images_per_second": rates, "jpeg_bytes": size, **_machine()}
+    result = {"images_per_second": rates, "jpeg_bytes": size, **machine.facts(*PACKAGES)}
     print(_table(rates))
     if arguments.out:
         path = pathlib.Path(arguments.out)
@@ -164,10 +165,7 @@ def _timm(folder):
     """Function of a stage's number: an iterator of timm's batches."""
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):  # torchvision may lack its compiled operations; unused here
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    machine.let_timm_import()
     from PIL import Image
     from timm import data
 
@@ -187,7 +185,7 @@ def _timm(folder):
         images = data.ImageDataset(f"{folder}/train", transform=transform)
         endless = torch.utils.data.RandomSampler(images, replacement=True, num_samples=10**6)
         loader = torch.utils.data.DataLoader(
-            images, BATCH, sampler=endless, num_workers=_cores(), drop_last=True
+            images, BATCH, sampler=endless, num_workers=machine.cores(), drop_last=True
         )
         if stage < 4:
             yield from loader
@@ -196,23 +194,6 @@ def _timm(folder):
             yield mixup(image, label)
 
     return batches
-
-
-def _cores():
-    return len(os.sched_getaffinity(0))
-
-
-def _machine():
-    """Where and with what it was measured."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    model = [line for line in lines if line.startswith("model name")]
-    packages = ("tensorflow", "keras-cv", "timm", "torch", "torchvision", "pillow")
-    return {
-        "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
-        "cores": _cores(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
 
 
 def _table(rates):

@@ -12,16 +12,16 @@ measures ours alone over batch, replicas, size and depth.
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
+
+import machine
 
 ENGINES = ("deit_tf", "timm", "timm_compile", "keras_hub")
 CASES = (
@@ -51,6 +51,7 @@ GROWTH = (
     {"depth": 24},
 )
 CLASSES = 1000
+PACKAGES = ("tensorflow", "keras", "keras-hub", "timm", "torch")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -68,7 +69,7 @@ def main():
         if arguments.out:
             path = pathlib.Path(arguments.out)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"rows": rows, **_machine()}, indent=1) + "\n")
+            path.write_text(json.dumps({"rows": rows, **machine.facts(*PACKAGES)}, indent=1) + "\n")
     return None
 
 
@@ -225,14 +226,11 @@ def _timm(case, image, label):
     """Function: one step of timm's, eager or compiled."""
     import torch
 
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):  # torchvision may lack its compiled operations; unused here
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    machine.let_timm_import()
     import timm
     from torch.nn import functional
 
-    torch.set_num_threads(_cores())
+    torch.set_num_threads(machine.cores())
     name = f"deit_{case['model']}_distilled_patch16_224"
     student = timm.create_model(name, drop_path_rate=0.1).train()
     student.set_distilled_training(True)
@@ -257,23 +255,6 @@ def _timm(case, image, label):
         return float(loss.detach())
 
     return step
-
-
-def _cores():
-    return len(os.sched_getaffinity(0))
-
-
-def _machine():
-    """Where and with what it was measured."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    model = [line for line in lines if line.startswith("model name")]
-    packages = ("tensorflow", "keras", "keras-hub", "timm", "torch")
-    return {
-        "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
-        "cores": _cores(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-    }
 
 
 def _line(row, growth):

@@ -65,11 +65,20 @@ def share(strategy, batches):
         return batches
 
     def of_replicas(context):
-        mine = context.num_replicas_in_sync // context.num_input_pipelines
-        size = next(iter(batches.element_spec.values())).shape[0]
-        return batches if mine == 1 else batches.rebatch(size // mine, drop_remainder=True)
+        return split(batches, context.num_replicas_in_sync // context.num_input_pipelines)
 
     return strategy.distribute_datasets_from_function(of_replicas)
+
+
+def split(batches, parts):
+    """Each batch as so many, in their order, for as many replicas.
+
+    Args:
+      batches: a `tf.data.Dataset` of dictionaries whose first axis is known.
+      parts: divides it.
+    """
+    size = next(iter(batches.element_spec.values())).shape[0]
+    return batches if parts == 1 else batches.rebatch(size // parts, drop_remainder=True)
 
 
 def meet(strategy, text=""):

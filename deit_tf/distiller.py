@@ -31,6 +31,12 @@ class Distiller(keras.Model):
       average: an `optimizer.Average` of the student, which then is what is evaluated, or None.
       train_mode: whether the student drops paths and renews its batch statistics in training.
 
+    Attributes, the same on all replicas and int64 [] where they count:
+      train_means, eval_means: `means.Means` of the epoch and of the evaluation.
+      position: steps of the run so far, those left out included; the schedule's place.
+      bad_steps, bad_in_a_row: steps left out so far, and since the last good one.
+      leaving: 1 where this machine is to stop; all_leave: 1 after a step in which any was.
+
     Raises:
       InputError: a teacher is missing, or has another number of classes than the student.
 
@@ -66,17 +72,16 @@ class Distiller(keras.Model):
         self.evaluating = False
         self.built = True
 
-    def compile(self, optimizer=None, jit_compile=False, accumulate=1, **kwargs):
-        """Keras' `compile`, but for three things.
+    def compile(self, optimizer=None, jit_compile=False, accumulate=1):
+        """Makes ready for `fit`, or without an optimizer for `evaluate`.
 
         Args:
           optimizer: one of `deit_tf.optimizer`; one that is not built yet is built for the student.
           jit_compile: whether XLA compiles each replica's forward and backward pass. The sum over
             replicas and the update stay outside: with them inside, several replicas fail.
           accumulate: micro-batches that a replica's part of a batch is computed in.
-          **kwargs: Keras'.
         """
-        super().compile(optimizer=optimizer, jit_compile=False, **kwargs)
+        super().compile(optimizer=optimizer, jit_compile=False)
         if self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.student.trainable_variables)
         self.accumulate = accumulate
@@ -319,7 +324,7 @@ def _hits(logits, label, k):
     the same to all classes is not always right.
     """
     truth = tf.argmax(label, axis=-1, output_type=tf.int32)
-    if k == 1:
+    if k == 1:  # in every training step: no sorting
         return tf.cast(tf.argmax(logits, axis=-1, output_type=tf.int32) == truth, tf.float32)
     _, largest = tf.math.top_k(logits, min(k, logits.shape[-1]))  # [B, k]
     return tf.cast(tf.reduce_any(largest == truth[:, tf.newaxis], axis=-1), tf.float32)

@@ -5,8 +5,8 @@ import signal
 
 import keras
 
-from deit_tf import checkpoint, dataset, devices, distiller, progress, readable
 from deit_tf import config as configuration
+from deit_tf import dataset, devices, distiller, progress, readable, saving
 from deit_tf.config import InputError
 
 
@@ -134,12 +134,12 @@ def _evaluate_epoch(pair, run, images, callbacks):
 def _watchers(run, images):
     """Keras' callbacks; the chief alone shows and writes. The first is the `SaveRun`."""
     config, steps = images.config, images.steps
-    saving = checkpoint.SaveRun(run, config.run, images.machines.is_chief)
+    keeper = saving.SaveRun(run, config.run, images.machines.is_chief)
     if not images.machines.is_chief:
-        return [saving]
+        return [keeper]
     board = keras.callbacks.TensorBoard(run.path / "logs", write_graph=False)
     line = progress.Progress(config.optimizer.epochs, steps, config.data.batch_size)
-    return [saving, board, line, *images.bar()]
+    return [keeper, board, line, *images.bar()]
 
 
 def check_machines(strategy, config, facts, run, eval_only):

@@ -37,7 +37,7 @@ class Means:
 
     def take(self):
         """The sums so far, a list of floats that `put` takes."""
-        return [float(total) for total in keras.ops.convert_to_numpy(self.totals)]
+        return [float(total) for total in ops.convert_to_numpy(self.totals)]
 
     def put(self, totals):
         """Goes on from what `take` gave."""

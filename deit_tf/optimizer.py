@@ -65,8 +65,13 @@ class _Updates:
             self.update_step(gradient, variable, rate)
 
     def apply(self, grads, trainable_variables=None):
-        """Refuses: Keras' own way would sum again, and clip nothing."""
-        raise NotImplementedError("call update, with gradients that are summed over replicas")
+        """Keras' way in, for a plain `fit`: sums over replicas, updates, counts."""
+        variables = trainable_variables or self._trainable_variables
+        if not self.built:
+            self.build(variables)
+        summed = tf.distribute.get_replica_context().all_reduce("SUM", list(grads))
+        self.update(summed, variables, self.iterations)
+        self.iterations.assign_add(1)
 
 
 class AdamW(_Updates, keras.optimizers.AdamW):

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from deit_tf import checkpoint, config, distiller, optimizer, rundir
+from deit_tf import checkpoint, config, distiller, optimizer, rundir, saving
 
 NANO = config.network(
     "deit", num_classes=3, image_size=8, patch_size=4, width=8, depth=1, heads=2, distilled=True
@@ -254,36 +254,36 @@ def test_history_csv_has_one_row_an_epoch(tmp_path):
 
 def _saving(tmp_path, pair, **facts):
     """The callback that keeps a run directory, as `fit` sets it up."""
-    saving = checkpoint.SaveRun(_run(tmp_path), config.RunConfig(**facts))
-    saving.set_model(pair)
-    return saving
+    keeper = saving.SaveRun(_run(tmp_path), config.RunConfig(**facts))
+    keeper.set_model(pair)
+    return keeper
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run(tmp_path):
     pair = _pair()
-    saving = _saving(tmp_path, pair, max_bad_steps=3)
+    keeper = _saving(tmp_path, pair, max_bad_steps=3)
     for count in (1, 2):
         pair.position.assign(count)
         pair.bad_in_a_row.assign(count)
-        saving.on_train_batch_end(count)
+        keeper.on_train_batch_end(count)
     pair.position.assign(3)
     pair.bad_in_a_row.assign(3)
     with pytest.raises(config.InputError, match=r"3 steps in a row of .*run, up to step 2, had"):
-        saving.on_train_batch_end(2)
+        keeper.on_train_batch_end(2)
 
 
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     pair = _pair()
-    saving = _saving(tmp_path, pair, checkpoint_every_steps=1)
+    keeper = _saving(tmp_path, pair, checkpoint_every_steps=1)
     pair.position.assign(1)
-    saving.on_train_batch_end(0)
+    keeper.on_train_batch_end(0)
     before = pair.student.get_weights()
     _train(pair, 1, seed=1)
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (5000, old[1]))  # no file grows beyond it
     try:
         with pytest.raises(config.InputError, match=r"can no longer be written: .*File too large"):
-            saving.on_train_batch_end(1)
+            keeper.on_train_batch_end(1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     other = _pair(seed=3)

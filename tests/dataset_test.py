@@ -237,8 +237,8 @@ def test_batches_do_not_depend_on_workers(photos, recipe, hashes):
     assert _hashes(joined) == hashes
 
 
-def test_batches_do_not_depend_on_replicas(photos, recipe, hashes):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+def test_batches_do_not_depend_on_replicas(photos, recipe, hashes, replicas):
+    strategy = replicas[1]
     shared = strategy.experimental_distribute_dataset(dataset.train_batches(photos, recipe))
     joined = [
         {

@@ -38,3 +38,12 @@ def test_warns_where_a_gpu_lies_idle(tmp_path):
     assert devices.idle_gpu(marks=(tmp_path / "none",)) is None
     (tmp_path / "nvidiactl").touch()
     assert "requirements-cuda.txt" in devices.idle_gpu(marks=(tmp_path / "nvidiactl",))
+
+
+def test_splits_batches_in_their_order():
+    batches = tf.data.Dataset.range(12).batch(6, drop_remainder=True).map(lambda x: {"x": x})
+    parts = devices.split(batches, 3)
+    assert parts.element_spec["x"].shape == (2,)
+    found = [part["x"].numpy().tolist() for part in parts]
+    assert found == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10, 11]]
+    assert devices.split(batches, 1) is batches

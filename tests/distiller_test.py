@@ -337,7 +337,7 @@ def test_teacher_and_student_see_the_same_raw_pixels():
 
         member.normalize.call = spy
     pair = distiller.Distiller(network, HARD, teacher)
-    pair.compile(_sgd(), run_eagerly=True)
+    pair.compile(_sgd())
     batch = {name: tf.constant(v[:BATCH]) for name, v in _batches().items()}
     pair.train_step(batch)
     np.testing.assert_array_equal(seen["student"], batch["image"])

@@ -426,11 +426,15 @@ def test_debug_brings_the_traceback_back(world, command):
 
 
 def test_a_run_goes_on_with_what_is_free(world, data_dir, command, tmp_path):
-    """Where the data lies, the number of replicas, XLA: none of them is what a run is."""
+    """Where the data lies, what shares a batch, how it is saved: none of them is what a run is."""
     flags = [*STUDENT.format(new=tmp_path / "run", data=data_dir).split(), "--batch_size=100"]
     flags += ["--epochs=1", "--lr_schedule=constant", "--warmup_epochs=0"]
-    first = command("deit_tf.train", *flags)
+    once = ["--strategy=one_device", "--accumulate=2"]
+    once += ["--checkpoint_every_steps=5", "--keep_checkpoints=2"]
+    first = command("deit_tf.train", *flags, *once)
     assert first.returncode == 0, first.stderr
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert saved == ["step_00000010", "step_00000014"]
     moved = tmp_path / "elsewhere"  # not there yet: the digits are prepared on the spot
     flags[flags.index("--epochs=1")] = "--epochs=2"
     flags += [f"--data_dir={moved}", "--replicas=2", "--labels="]

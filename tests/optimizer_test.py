@@ -1,5 +1,7 @@
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from deit_tf import config, model, optimizer
 
@@ -118,8 +120,27 @@ def test_updates_as_pytorchs_sgd(momentum, clip_norm):
         np.testing.assert_allclose(np.asarray(v), expected[v.path], rtol=1e-5, atol=1e-6)
 
 
-def test_refuses_keras_own_way():
-    variables = model.build_deit(NANO).trainable_variables
-    adamw = optimizer.build(config.OptimizerConfig(), 512, 2, variables)
-    with pytest.raises(NotImplementedError, match="call update"):
-        adamw.apply([np.zeros(v.shape, np.float32) for v in variables], variables)
+@pytest.mark.parametrize("strategy", [0, 1], ids=["1 replica", "2 replicas"])
+def test_trains_by_keras_own_fit_as_by_update(replicas, strategy):
+    facts = config.OptimizerConfig(epochs=1, lr=0.1, warmup_epochs=0.0, clip_norm=0.1)
+    image = np.random.RandomState(0).standard_normal((8, 3)).astype(np.float32)
+    label = image.sum(-1, keepdims=True)
+    batches = tf.data.Dataset.from_tensor_slices((image, label)).batch(8).repeat(3)
+    with replicas[strategy].scope():
+        network = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        network.set_weights([np.ones((3, 1)), np.zeros(1)])
+        network.compile(optimizer.build(facts, 512, 3, network.trainable_variables), "mse")
+    network.fit(batches, steps_per_epoch=3, verbose=0, shuffle=False)
+
+    kernel, bias = weights = [
+        keras.Variable(np.ones((3, 1), np.float32)),
+        keras.Variable(np.float32([0])),
+    ]
+    adamw = optimizer.build(facts, 512, 3, weights)
+    for step in range(3):
+        error = image @ kernel.numpy() + bias.numpy() - label
+        gradients = [2 * image.T @ error / 8, 2 * error.mean(0)]
+        adamw.update([g.astype(np.float32) for g in gradients], weights, step)
+        adamw.iterations.assign_add(1)
+    for found, wanted in zip(network.get_weights(), weights, strict=True):
+        np.testing.assert_allclose(found, wanted.numpy(), rtol=1e-5, atol=1e-6)
