@@ -13,15 +13,11 @@ measures ours alone over batch, replicas, size and depth.
 
 import argparse
 import json
-import os
 import pathlib
-import resource
 import statistics
-import subprocess
-import sys
-import time
 
 import machine
+import turns
 
 ENGINES = ("deit_tf", "timm", "timm_compile", "keras_hub")
 CASES = (
@@ -52,7 +48,6 @@ GROWTH = (
 )
 CLASSES = 1000
 PACKAGES = ("tensorflow", "keras", "keras-hub", "timm", "torch")
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def main():
@@ -94,75 +89,27 @@ def _offers(name, case):
 
 
 def _measure(case, names, rounds, steps):
-    """Seconds of each step and peak memory of each engine: {engine: {...}}."""
-    children = {name: _Child({**case, "engine": name}) for name in names}
-    seconds = {name: [] for name in names}
-    for turn in range(rounds):
-        for i in range(len(names)):
-            name = names[(i + turn) % len(names)]
-            seconds[name].append(children[name].ask(steps)["seconds"])
+    """Images per second of each turn and peak memory of each engine: {engine: {...}}."""
+    cases = {name: {**case, "engine": name} for name in names}
+    found = turns.measure(__file__, cases, rounds, steps)
     return {
         name: {
-            "images_per_second": [case["batch"] / statistics.median(turn) for turn in turns],
-            "peak_bytes": children[name].leave(),
+            "images_per_second": [case["batch"] / seconds for seconds in engine["seconds"]],
+            "peak_bytes": engine["peak_bytes"],
         }
-        for name, turns in seconds.items()
+        for name, engine in found.items()
     }
-
-
-class _Child:
-    """An engine in a process of its own.
-
-    Args:
-      case: what it measures, with its "engine".
-    """
-
-    def __init__(self, case):
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, f"--serve={json.dumps(case)}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        self.ask(1)  # compiles
-        self.ask(1)
-
-    def ask(self, steps):
-        """Has it take some steps; answers {"seconds": [...], "peak_bytes": int}."""
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                self.last = json.loads(line)
-                return self.last
-        raise RuntimeError(f"the engine ended with {self.process.wait()}")
-
-    def leave(self):
-        """Ends it; answers its peak memory, bytes."""
-        self.process.stdin.close()
-        self.process.wait()
-        return self.last["peak_bytes"]
 
 
 def _serve(case):
     """An engine: takes as many steps as each line of its input says."""
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import numpy as np
 
     rng, batch, size = np.random.RandomState(0), case["batch"], case["size"]
     image = rng.uniform(0, 255, (batch, size, size, 3)).astype(np.float32)
     label = np.eye(CLASSES, dtype=np.float32)[rng.randint(0, CLASSES, batch)]
     makers = {"deit_tf": _deit_tf, "keras_hub": _keras_hub, "timm": _timm, "timm_compile": _timm}
-    step = makers[case["engine"]](case, image, label)
-    for line in sys.stdin:
-        seconds = []
-        for _ in range(int(line)):
-            start = time.perf_counter()
-            step()
-            seconds.append(time.perf_counter() - start)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        print(json.dumps({"seconds": seconds, "peak_bytes": peak}), flush=True)
+    turns.serve(makers[case["engine"]](case, image, label))
 
 
 def _deit_tf(case, image, label):
@@ -238,7 +185,8 @@ def _timm(case, image, label):
     teacher = timm.create_model("regnety_160").eval() if hard else None
     adamw = torch.optim.AdamW(student.parameters(), 1e-3, weight_decay=0.05)
     if case["engine"] == "timm_compile":
-        student, teacher = torch.compile(student), teacher and torch.compile(teacher)
+        student = torch.compile(student)
+        teacher = None if teacher is None else torch.compile(teacher)
     image = torch.from_numpy((image / 255.0).transpose(0, 3, 1, 2).copy())
     label = torch.from_numpy(label)
 
@@ -246,7 +194,7 @@ def _timm(case, image, label):
         adamw.zero_grad()
         cls, dist = student(image)
         target = label
-        if teacher:
+        if teacher is not None:
             with torch.no_grad():
                 target = teacher(image).argmax(-1)
         loss = functional.cross_entropy(cls, label) + functional.cross_entropy(dist, target)

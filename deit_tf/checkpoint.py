@@ -1,6 +1,5 @@
 """Networks and runs on disk: build, load, save, go on. The files: see `rundir`."""
 
-import contextlib
 import csv
 import io
 import json
@@ -199,14 +198,6 @@ class Run:
         rundir.reserve(self.path, _bytes(network.weights))
         network.save_weights(part)
         os.replace(part, self.path / "best.weights.h5")
-
-    @contextlib.contextmanager
-    def writing(self):
-        """Says in one line what is wrong where the run directory can no longer be written."""
-        try:
-            yield
-        except OSError as error:
-            raise InputError(f"{self.path} can no longer be written: {error}") from error
 
     def mend(self):
         """Writes history.csv and curves.png anew where a kill left them behind the checkpoint."""

@@ -88,7 +88,7 @@ def blaming(machines, run_dir):
             raise
         raise InputError(
             f"another worker has gone ({type(error).__name__}); start all of them again by the same"
-            f" command: {run_dir} goes on from its newest checkpoint (--debug shows more)"
+            f" command: {run_dir} goes on from what it holds (--debug shows more)"
         ) from error
 
 

@@ -386,9 +386,22 @@ class DistillConfig(_Facts):
         " images (batchmean).",
         choices=("elements", "batchmean"),
     )
+    label_bank: str = fact(
+        "",
+        "Folder where the teacher's answers to every view are kept: what is there is read, the rest"
+        " is asked once and written down; soft distillation needs bank_topk.",
+        free=True,  # it says the same as the teacher
+    )
+    bank_topk: int = fact(
+        0,
+        "Soft distillation learns the teacher's so many largest probabilities, the rest spread"
+        " evenly; 0 is all of them.",
+        at_least=0,
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_bank()
         if self.distillation != "none" and not self.teacher:
             raise InputError(
                 f"distillation is {self.distillation} but teacher is empty; name a trained run by"
@@ -398,6 +411,24 @@ class DistillConfig(_Facts):
             raise InputError("give both teacher_mean and teacher_std, or none of them")
         if self.teacher_mean:
             _check_pixels(self.teacher_mean, self.teacher_std, "teacher_")
+
+    def _check_bank(self):
+        """Raises InputError where a label bank does not fit the distillation."""
+        if self.label_bank and self.distillation == "none":
+            raise InputError(
+                f"label_bank is {self.label_bank}, but distillation is none; give"
+                " --distillation=hard or soft, or leave --label_bank away"
+            )
+        if self.label_bank and self.distillation == "soft" and not self.bank_topk:
+            raise InputError(
+                "a label bank for soft distillation holds the largest probabilities; say how many"
+                " by --bank_topk, as --bank_topk=10"
+            )
+        if self.bank_topk and self.distillation != "soft":
+            raise InputError(
+                f"bank_topk is {self.bank_topk}, but distillation is {self.distillation}; it is for"
+                " --distillation=soft"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -539,6 +570,11 @@ class Config:
     distill: DistillConfig = DistillConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     run: RunConfig = RunConfig()
+
+    def __post_init__(self):
+        topk, classes = self.distill.bank_topk, self.network.num_classes
+        if topk > classes:
+            raise InputError(f"bank_topk is {topk}, but there are {classes} classes")
 
     def check_groups(self, workers=1):
         """Raises InputError where a batch is mixed and does not consist of whole groups.

@@ -81,7 +81,7 @@ def _ranks(positions, augment):
     return block * augment.mix_group + within % augment.mix_group
 
 
-def train_batches(records, config, first_step=0, worker=0, workers=1):
+def train_batches(records, config, first_step=0, worker=0, workers=1, answers=None):
     """The training batches of a run, from any step on to its end.
 
     Args:
@@ -90,11 +90,13 @@ def train_batches(records, config, first_step=0, worker=0, workers=1):
       first_step: where to enter; nothing before it is read.
       worker: which part of each batch; counted from 0.
       workers: how many parts there are.
+      answers: what a teacher says of each view: a function of epoch and positions, as
+        `bank.Bank.read`; None brings none.
 
     Returns:
       A `tf.data.Dataset` of {"image": float32 [B, S, S, 3] in 0–255, "label": float32 [B, K]}
       and, where the network has drop path, "keep": float32 [B, depth, 2] of 0 and 1; B is
-      batch_size / workers.
+      batch_size / workers. With it go the answers, under their own names.
 
     Raises:
       InputError: fewer images than a batch, or a part that does not consist of whole groups.
@@ -108,15 +110,20 @@ def train_batches(records, config, first_step=0, worker=0, workers=1):
     def permutation(epoch):
         return order(config.run.seed, epoch, len(records))
 
+    def told(epoch, positions):
+        """What is drawn for some positions, and what a teacher says of them."""
+        drawn = view.drawn(config, epoch, positions)
+        return {**drawn, **answers(epoch, positions)} if answers else drawn
+
     def read(step):
-        """Bytes, labels, and what is drawn for a worker's part of a batch."""
+        """Bytes, labels, and what is told of a worker's part of a batch."""
         epoch, within = divmod(int(step), steps)
         first = within * batch + worker * part
         positions = range(first, first + part)
         rows = _rows(records, permutation(epoch)[_ranks(np.array(positions), facts)])
-        return *_columns(rows), *view.drawn(config, epoch, positions).values()
+        return *_columns(rows), *told(epoch, positions).values()
 
-    pattern = view.drawn(config, 0, range(1))
+    pattern = told(0, range(1))
 
     def work(image_bytes, label, *found):
         return view.make(image_bytes, label, dict(zip(pattern, found, strict=True)), config)

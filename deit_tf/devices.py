@@ -144,6 +144,11 @@ def number(variable):
     return int(keras.ops.convert_to_numpy(variable))
 
 
+def kind():
+    """What computes: "GPU", or "CPU" where none is visible."""
+    return "GPU" if tf.config.list_physical_devices("GPU") else "CPU"
+
+
 def memory():
     """Bytes in use: the most of any GPU so far, or where there is none, of this process."""
     gpus = len(tf.config.list_logical_devices("GPU"))

@@ -4,10 +4,11 @@ import keras
 import tensorflow as tf
 from keras import ops
 
-from deit_tf import losses, means, model
+from deit_tf import lessons, losses, means, model
 from deit_tf.config import DistillConfig, InputError
 
 _MEASURED = ("loss", "top1", "top5")
+_WORKED_WITH = ("image", "label", "keep", "teacher_logits")
 _COUNTS = ("position", "bad_steps", "bad_in_a_row", "leaving", "all_leave")
 
 
@@ -15,10 +16,10 @@ class Distiller(keras.Model):
     """Trains a student on labels and on a teacher's answers; `fit` is Keras' own.
 
     A batch is {"image": float32 [B, S, S, 3] in 0–255, "label": float32 [B, K]}, in training
-    perhaps with "keep": float32 [B, depth, 2], in evaluation with "weight": float32 [B].
+    perhaps with "keep": float32 [B, depth, 2] and with the teacher's answers, as `lessons.shorten`
+    gives them; in evaluation with "weight": float32 [B].
 
-    The teacher sees the very same pixels as the student and normalises them itself. It is frozen,
-    runs in inference mode, and is no part of what is trained, tracked or saved.
+    The teacher is frozen and no part of what is trained, tracked or saved.
 
     A student with one head learns both terms with it (the paper's "usual" and "hard" rows). One
     with two heads and no teacher learns the labels with both.
@@ -26,10 +27,12 @@ class Distiller(keras.Model):
     Args:
       student: a network whose answer is {"cls": logits} and perhaps "dist".
       config: a `config.DistillConfig`; None is no distillation.
-      teacher: a network, where `config.distillation` is not "none".
+      teacher: a network, where `config.distillation` is not "none"; or None where every batch
+        brings its answers.
       fusion: how both heads are read together, see `model.fuse`.
       average: an `optimizer.Average` of the student, which then is what is evaluated, or None.
       train_mode: whether the student drops paths and renews its batch statistics in training.
+      answered: whether every batch brings the teacher's answers, so that there need be none.
 
     Attributes, the same on all replicas and int64 [] where they count:
       train_means, eval_means: `means.Means` of the epoch and of the evaluation.
@@ -51,18 +54,20 @@ class Distiller(keras.Model):
         fusion="logits",
         average=None,
         train_mode=True,
+        answered=False,
     ):
         super().__init__(name="distiller")
         self.train_mode = train_mode
         self.student, self.config = student, config or DistillConfig()
         self.fusion, self.average = fusion, average
-        self.teach = None
+        self.lessons = None
         if self.config.distillation != "none":
-            _check_teacher(student, teacher)
-            teacher.trainable = False
-            # Behind a function Keras does not find the teacher's weights among the student's.
-            self.teach = lambda image: teacher(image, training=False)["cls"]
-        terms = ("loss", "class_loss", "distillation_loss") if self.teach else ("loss",)
+            if teacher is not None or not answered:
+                _check_teacher(student, teacher)
+            classes = student.config.num_classes
+            # Within it Keras does not find the teacher's weights among the student's.
+            self.lessons = lessons.Lessons(teacher, classes, self.config.bank_topk)
+        terms = ("loss", "class_loss", "distillation_loss") if self.lessons else ("loss",)
         heads = ("cls", "dist", "fused") if student.config.distilled else ("cls", "fused")
         self.train_means = means.Means([*terms, "top1"])
         self.eval_means = means.Means(f"{head}_{what}" for head in heads for what in _MEASURED)
@@ -77,16 +82,24 @@ class Distiller(keras.Model):
 
         Args:
           optimizer: one of `deit_tf.optimizer`; one that is not built yet is built for the student.
-          jit_compile: whether XLA compiles each replica's forward and backward pass. The sum over
-            replicas and the update stay outside: with them inside, several replicas fail.
+          jit_compile: whether XLA compiles each replica's forward and backward pass, and the
+            teacher's forward pass. The sum over replicas and the update stay outside: with them
+            inside, several replicas fail.
           accumulate: micro-batches that a replica's part of a batch is computed in.
         """
         super().compile(optimizer=optimizer, jit_compile=False)
         if self.optimizer is not None and not self.optimizer.built:
             self.optimizer.build(self.student.trainable_variables)
         self.accumulate = accumulate
+        if self.lessons:
+            self.lessons.compile(jit_compile, accumulate)
         whole = tf.function(self.forward_backward, jit_compile=True)
         self.run_forward_backward = whole if jit_compile else self.forward_backward
+
+    @property
+    def asks(self):
+        """Whether there is a teacher that is asked."""
+        return self.lessons is not None and self.lessons.teacher is not None
 
     @property
     def evaluated(self):
@@ -170,20 +183,20 @@ class Distiller(keras.Model):
             "distillation_loss": distillation_loss,
         }
 
-    def forward_backward(self, image, label, keep=None):
+    def forward_backward(self, image, label, keep=None, teacher_logits=None):
         """A replica's work on a micro-batch.
 
         Args:
           image: float32 [b, S, S, 3], 0–255.
           label: float32 [b, K].
           keep: float32 [b, depth, 2], or None.
+          teacher_logits: float32 [b, K], or None without a teacher.
 
         Returns:
           The gradients of this micro-batch's share of the mean loss over the whole batch; and
           float32 [n + 1]: the sums over its images of the terms of `losses_of` and of the hits,
           then the number of images.
         """
-        teacher_logits = self.teach(image) if self.teach else None
         shares = self.distribute_strategy.num_replicas_in_sync * self.accumulate
         with tf.GradientTape() as tape:
             logits = self.student(image, keep=keep, training=self.train_mode)
@@ -197,7 +210,7 @@ class Distiller(keras.Model):
 
     def _work(self, batch):
         """A replica's gradients and sums of a batch, micro-batch after micro-batch."""
-        batch = {name: batch[name] for name in ("image", "label", "keep") if name in batch}
+        batch = {name: batch[name] for name in _WORKED_WITH if name in batch}
         if self.accumulate == 1:
             return self.run_forward_backward(**batch)
         parts = {
@@ -226,6 +239,9 @@ class Distiller(keras.Model):
         gradient's norm is beyond float32, which would make the moments infinite.
         """
         context = tf.distribute.get_replica_context()
+        if self.lessons:
+            step = ops.convert_to_tensor(self.position)
+            batch = {**batch, "teacher_logits": self.lessons.of(batch, step)}
         statistics = [tf.identity(weight) for weight in self.student.non_trainable_weights]
         gradients, sums = self._work(batch)
         *gradients, sums, leaving = context.all_reduce("SUM", [*gradients, sums, self._leaving()])

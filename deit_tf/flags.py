@@ -41,7 +41,27 @@ class _NumbersParser(flags.ArgumentParser):
         return "numbers"
 
 
+class _SpanParser(flags.ArgumentParser):
+    """A range of whole numbers, as 0:100; or its end alone."""
+
+    def parse(self, argument):
+        if isinstance(argument, range):
+            return argument
+        first, _, last = str(argument).rpartition(":")
+        try:
+            found = range(int(first or 0), int(last))
+        except ValueError as error:
+            raise ValueError("give numbers as 0:100, or 100 for all before it") from error
+        if found.start < 0 or not found:
+            raise ValueError("give the first, counted from 0, and the end after it, as 0:100")
+        return found
+
+    def flag_type(self):
+        return "span"
+
+
 _PARSERS = {
+    range: _SpanParser,
     int: flags.IntegerParser,
     float: flags.FloatParser,
     str: flags.ArgumentParser,
@@ -49,7 +69,7 @@ _PARSERS = {
 }
 
 
-def _define_field(field, default, flag_values=FLAGS):
+def _define_field(field, default, flag_values=FLAGS, kind=None):
     """Defines the flag of one field, as one of the running command's own."""
     own = {"module_name": sys.argv[0], "flag_values": flag_values}
     help_text = field.metadata["help"]
@@ -58,20 +78,23 @@ def _define_field(field, default, flag_values=FLAGS):
     elif field.metadata["choices"]:
         flags.DEFINE_enum(field.name, default, field.metadata["choices"], help_text, **own)
     else:
-        parser = _PARSERS[field.type]()
+        parser = _PARSERS[kind or field.type]()
         flags.DEFINE(parser, field.name, default, help_text, **own)
 
 
-def define_config(flag_values=FLAGS):
+def define_config(flag_values=FLAGS, spans=()):
     """Defines --model, the flags of every network, and those of every section.
 
     Args:
       flag_values: where to; the command line's own by default.
+      spans: numbers that are given as a range, as 0:100; the configuration has its end.
     """
     define_network(flag_values)
     for section in config.SECTIONS.values():
         for field in dataclasses.fields(section):
-            _define_field(field, field.default, flag_values)
+            kind = range if field.name in spans else None
+            default = range(field.default) if kind else field.default
+            _define_field(field, default, flag_values, kind)
 
 
 def define_network(flag_values=FLAGS):
@@ -118,12 +141,17 @@ def config_from_flags(flag_values=FLAGS):
             " --flagfile=deit_tf/configs/digits_teacher.flags"
         )
     sections = {
-        name: cls(**{f.name: flag_values[f.name].value for f in dataclasses.fields(cls)})
+        name: cls(**{f.name: _fact(flag_values[f.name].value) for f in dataclasses.fields(cls)})
         for name, cls in config.SECTIONS.items()
     }
     model = flag_values.model
     network = config.network(model, **given_network(flag_values))
     return config.Config(model, network, **sections)
+
+
+def _fact(value):
+    """What the configuration has of a flag's value."""
+    return value.stop if isinstance(value, range) else value
 
 
 def define_data(*names):
@@ -149,16 +177,22 @@ def define_text(name, default, help_text):
     flags.DEFINE_string(name, default, help_text, module_name=sys.argv[0])
 
 
+def define_number(name, default, help_text):
+    """Defines a flag of the running command that is a whole number, at least 1."""
+    flags.DEFINE_integer(name, default, help_text, lower_bound=1, module_name=sys.argv[0])
+
+
 def define_switch(name, help_text):
     """Defines a flag of the running command that is on or off."""
     flags.DEFINE_boolean(name, False, help_text, module_name=sys.argv[0])
 
 
-def run(main):
+def run(main, words=()):
     """Runs `main(argv)` under absl; what a person can mend is one line on stderr and exit code 1.
 
     Args:
       main: a function of the arguments that are left after the flags.
+      words: what the command can do, where it has to be told.
     """
     define_switch("debug", "Print the traceback of an error, too.")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # fewer of TensorFlow's greetings
@@ -168,7 +202,12 @@ def run(main):
         try:
             if backend != "tensorflow":
                 raise config.InputError(f"KERAS_BACKEND is {backend}; commands need tensorflow")
-            if argv[1:]:
+            if words and (len(argv) != 2 or argv[1] not in words):
+                raise config.InputError(
+                    f"{' '.join(argv[1:]) or 'nothing'!r} is not what this command does; say one of"
+                    f" {', '.join(words)}"
+                )
+            if argv[1:] and not words:
                 raise config.InputError(
                     f"{argv[1]!r} is not a flag; flags start with --, as --run_dir=DIR"
                 )

@@ -6,7 +6,7 @@ import signal
 import keras
 
 from deit_tf import config as configuration
-from deit_tf import dataset, devices, distiller, progress, readable, saving
+from deit_tf import dataset, devices, distiller, progress, readable, rundir, saving
 from deit_tf.config import InputError
 
 
@@ -18,15 +18,16 @@ class Images:
       data: its `source.Source`.
       strategy: what shares the batches.
       machines: a `cluster.Cluster`.
+      bank: a `bank.Bank` with the teacher's answers, or None.
 
     Attributes:
       steps: of an epoch.
       test_steps: of an evaluation.
     """
 
-    def __init__(self, config, data, strategy, machines):
+    def __init__(self, config, data, strategy, machines, bank=None):
         size, self.config, self.data = config.data.batch_size, config, data
-        self.strategy, self.machines = strategy, machines
+        self.strategy, self.machines, self.bank = strategy, machines, bank
         self.part = (machines.worker, machines.workers)
         self.steps = dataset.steps_per_epoch(data.train, size)
         self.test_steps = dataset.eval_steps(data.eval, size)
@@ -34,7 +35,11 @@ class Images:
 
     def from_step(self, step):
         """The training batches from a step of the run on."""
-        return self._share(dataset.train_batches(self.data.train, self.config, step, *self.part))
+        answers = self.bank and self.bank.read
+        batches = dataset.train_batches(
+            self.data.train, self.config, step, *self.part, answers=answers
+        )
+        return self._share(batches)
 
     def measure(self, network):
         """How well a network does on the evaluation images; see `distiller.measure`."""
@@ -52,6 +57,8 @@ class Images:
         Args:
           position: steps of the run so far; the one that fails may have been counted, or not.
         """
+        if self.bank:
+            self.bank.check(position // self.steps)
         for step in range(max(position - 1, 0), position + 1):
             yield self.data.train, dataset.indices(self.data.train, self.config, step)
         yield self.data.eval, range(len(self.data.eval))
@@ -83,7 +90,7 @@ def finish(pair, taught_by, run, images, eval_only=False):
         return images.suspects(devices.number(pair.position))
 
     if images.machines.is_chief and not eval_only:
-        with run.writing():
+        with rundir.writing(run.path):
             run.mend()
     with readable.naming(suspects):
         if run.epoch < images.config.optimizer.epochs and not eval_only:
@@ -97,7 +104,9 @@ def finish(pair, taught_by, run, images, eval_only=False):
 def _fit(pair, run, images):
     """The rest of a run: of the epoch that was left in the middle, then whole epochs."""
     rest = (run.epoch + 1) * images.steps - run.step
-    epochs, watchers = images.config.optimizer.epochs, _watchers(run, images)
+    epochs, chief = images.config.optimizer.epochs, images.machines.is_chief
+    keeper = saving.SaveRun(run, images.config.run, chief, images.bank)
+    watchers = [*_scribes(pair, images), keeper, *_shown(run, images)]
     callbacks = keras.callbacks.CallbackList(watchers, add_history=True, model=pair)
     facts = {
         "validation_data": images.tests,
@@ -106,7 +115,7 @@ def _fit(pair, run, images):
         "verbose": 0,
         "callbacks": callbacks,
     }
-    with watchers[0].listening():
+    with keeper.listening():
         if rest == 0:
             _evaluate_epoch(pair, run, images, callbacks)
         elif rest < images.steps:
@@ -116,7 +125,7 @@ def _fit(pair, run, images):
         if run.epoch < epochs:
             facts |= {"initial_epoch": run.epoch, "epochs": epochs}
             pair.fit(images.from_step(run.step), steps_per_epoch=images.steps, **facts)
-    if watchers[0].asked:  # after the last step that looks; all is saved
+    if keeper.asked:  # after the last step that looks; all is saved
         raise SystemExit(128 + signal.SIGTERM)
 
 
@@ -131,20 +140,26 @@ def _evaluate_epoch(pair, run, images, callbacks):
     callbacks.on_train_end()
 
 
-def _watchers(run, images):
-    """Keras' callbacks; the chief alone shows and writes. The first is the `SaveRun`."""
+def _scribes(pair, images):
+    """A list of the callback that writes down what the teacher says, where that is wanted."""
+    if not (images.bank and pair.asks):
+        return []
+    return [saving.KeepAnswers(images.bank, images.strategy, images.machines.is_chief)]
+
+
+def _shown(run, images):
+    """Callbacks of what a person looks at, on the machine that shows it."""
     config, steps = images.config, images.steps
-    keeper = saving.SaveRun(run, config.run, images.machines.is_chief)
     if not images.machines.is_chief:
-        return [keeper]
+        return []
     board = keras.callbacks.TensorBoard(run.path / "logs", write_graph=False)
     line = progress.Progress(config.optimizer.epochs, steps, config.data.batch_size)
-    return [keeper, board, line, *images.bar()]
+    return [board, line, *images.bar()]
 
 
-def check_machines(strategy, config, facts, run, eval_only):
+def check_machines(strategy, config, facts, run, pair, eval_only):
     """Raises InputError where the machines do not do the same from the same place."""
-    place = [run.epoch, run.step, eval_only, config.run.max_bad_steps]
+    place = [run.epoch, run.step, eval_only, pair.asks, config.run.max_bad_steps]
     if run.step:  # what it started from is needed no more, and may be gone from some
         facts = {name: value for name, value in facts.items() if name != "init_from_sha256"}
     says = json.dumps([configuration.identity(config), facts, *place], sort_keys=True)

@@ -22,6 +22,20 @@ def _bar(total, name):
     )
 
 
+def images_bar(total, name, shown=True):
+    """A bar on stderr that counts images, with their rate and the time left.
+
+    Args:
+      total: of images.
+      name: what is done with them.
+      shown: whether this machine is the one that shows it.
+    """
+    hide = None if shown else True  # None: where stderr is no terminal
+    return tqdm.tqdm(
+        total=total, desc=name, unit=" images", unit_scale=True, disable=hide, file=sys.stderr
+    )
+
+
 class EvaluationBar(keras.callbacks.Callback):
     """A bar for an evaluation.
 

@@ -14,6 +14,7 @@ checkpoints/step_N/    a newest state, whole or not there at all; step_N_1 is ne
     state.json           epochs that are over, step, best accuracy, history, means of this epoch
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -97,6 +98,19 @@ def write(path, text):
     part = path.with_name(path.name + ".part")
     part.write_text(text)
     os.replace(part, path)
+
+
+@contextlib.contextmanager
+def writing(folder):
+    """Says in one line what is wrong where a folder can no longer be written.
+
+    Raises:
+      InputError: the block raised OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{folder} can no longer be written: {error}") from error
 
 
 def reserve(folder, size):

@@ -1,4 +1,4 @@
-"""What keeps a run directory up to date while Keras' `fit` runs, and lets SIGTERM end it."""
+"""What keeps a run, and a label bank, up to date while Keras' `fit` runs; SIGTERM ends it."""
 
 import contextlib
 import math
@@ -9,7 +9,7 @@ import time
 import keras
 from absl import logging
 
-from deit_tf import devices
+from deit_tf import devices, rundir
 from deit_tf.config import InputError
 
 _SECONDS_BETWEEN_CURVES = 60  # a drawing takes one
@@ -25,15 +25,17 @@ class SaveRun(keras.callbacks.Callback):
       run: a `checkpoint.Run`.
       config: a `config.RunConfig`.
       writes: whether this machine is the one that writes.
+      bank: a `bank.Bank` that is written too, or None; what it heard is on the disk before a
+        checkpoint is.
 
     Raises:
       InputError: it can no longer be written, or too many steps in a row were bad.
       SystemExit: SIGTERM was received; all is saved.
     """
 
-    def __init__(self, run, config, writes=True):
+    def __init__(self, run, config, writes=True, bank=None):
         super().__init__()
-        self.run, self.facts, self.writes = run, config, writes
+        self.run, self.facts, self.writes, self.bank = run, config, writes, bank
         self.drawn, self.asked = -math.inf, False
 
     @contextlib.contextmanager
@@ -51,7 +53,7 @@ class SaveRun(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         """Draws the whole of it."""
         if self.writes:
-            with self.run.writing():
+            with rundir.writing(self.run.path):
                 self.run.draw_curves()
 
     def _ask(self, received, frame):
@@ -94,7 +96,7 @@ class SaveRun(keras.callbacks.Callback):
         run.history.append({"epoch": epoch + 1, "step": run.step, "lr": rate, **values})
         if not self.writes:
             return
-        with self.run.writing():
+        with rundir.writing(self.run.path):
             if values["val_fused_top1"] > run.best:
                 run.best = values["val_fused_top1"]
                 run.save_best(self.model.evaluated)
@@ -119,9 +121,11 @@ class SaveRun(keras.callbacks.Callback):
 
     def _save_within(self):
         """Writes the state in the middle of an epoch."""
+        if self.bank:
+            self.bank.flush()
         if self.writes:
             self.run.means = self.model.train_means.take()
-            with self.run.writing():
+            with rundir.writing(self.run.path):
                 self.run.save(self.model)
             self.run.means = None
 
@@ -130,3 +134,44 @@ class SaveRun(keras.callbacks.Callback):
         self._save_within()
         logging.info("stopped by SIGTERM after step %d; started again it goes on", self.run.step)
         raise SystemExit(128 + signal.SIGTERM)
+
+
+class KeepAnswers(keras.callbacks.Callback):
+    """Writes down in a label bank what the teacher says; each machine what it says there.
+
+    Args:
+      bank: a `bank.Bank`.
+      strategy: what shares the batches.
+      writes: whether this machine is the one that joins what all have written.
+
+    Raises:
+      InputError: the bank can no longer be written.
+    """
+
+    def __init__(self, bank, strategy, writes=True):
+        super().__init__()
+        self.bank, self.strategy, self.writes = bank, strategy, writes
+
+    def set_model(self, model):
+        """Listens to the teacher."""
+        super().set_model(model)
+        model.lessons.heard = self.bank.hear
+
+    def on_train_batch_end(self, batch, logs=None):
+        """Writes what was heard."""
+        self.bank.write()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Makes the epoch's file, once all machines have written their part of it."""
+        self.bank.flush()
+        devices.meet(self.strategy)
+        unknown = self.bank.join(epoch) if self.writes else 0
+        self.bank.leave(epoch)
+        if unknown:
+            logging.warning(
+                "epoch %d is not whole in label bank %s: %d labels are from before it was named;"
+                " python -m deit_tf.label_bank fill adds them",
+                epoch + 1,
+                self.bank.path,
+                unknown,
+            )

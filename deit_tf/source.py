@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from absl import logging
 
-from deit_tf import folder, labels, readable
+from deit_tf import folder, labels, policies, readable
 from deit_tf.config import InputError
 
 
@@ -61,6 +61,44 @@ def open_source(config, training=True):
     if config.skip_bad_images:
         train = source.train and readable.Readable(source.train)
         source = dataclasses.replace(source, train=train, eval=readable.Readable(source.eval))
+    return source
+
+
+def open_training(config, machines):
+    """The data set of a training, which fits its network and recipe.
+
+    On several machines the chief opens it first, which may prepare it.
+
+    Args:
+      config: a `config.Config`.
+      machines: a `cluster.Cluster`.
+
+    Returns:
+      A `Source`.
+
+    Raises:
+      InputError: see `open_source`; or the recipe is wrong, or made for other classes.
+    """
+    config.check_groups(machines.workers)
+    policies.parse(config.augment.auto_augment)
+    if config.run.replicas > 1 or config.run.strategy == "multi_worker":
+        from deit_tf import devices
+
+        # Before a data set is prepared, which computes.
+        strategy = devices.strategy(config.run.strategy, config.run.replicas)
+        if not machines.is_chief:
+            devices.meet(strategy)
+        source = open_source(config.data)
+        if machines.is_chief:
+            devices.meet(strategy)
+    else:
+        source = open_source(config.data)
+    classes, ours = len(source.labels), config.network.num_classes
+    if classes != ours:
+        raise InputError(
+            f"{source.name} has {classes} classes, num_classes is {ours}; give"
+            f" --num_classes={classes}"
+        )
     return source
 
 

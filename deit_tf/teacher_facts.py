@@ -1,5 +1,6 @@
 """Which teacher is named, and what identifies it; looked up on the disk, nothing is loaded."""
 
+import dataclasses
 import json
 import pathlib
 import zipfile
@@ -111,6 +112,24 @@ def facts(config, classes):
         _check_classes(list(labels.imagenet()), classes)
         return {"teacher": config.teacher}
     return {"teacher_sha256": rundir.digest(config.teacher.removeprefix(KERAS_CV))}
+
+
+def network(config):
+    """What a teacher that is a run computes with its weights, JSON values; {} of others.
+
+    Args:
+      config: a `config.DistillConfig`.
+
+    Raises:
+      InputError: no teacher.
+    """
+    if kind_of(config) != "run":
+        return {}
+    theirs = rundir.read_config(config.teacher)["config"]
+    return {
+        "teacher_network": dataclasses.asdict(theirs.network),
+        "teacher_fusion": theirs.run.fusion,
+    }
 
 
 def _check_classes(theirs, ours):

@@ -35,10 +35,9 @@ def train(config, run_dir, eval_only=False):
 def _train(config, run_dir, eval_only, machines):
     """`train` on one of several machines, or on the only one."""
     # What can be wrong is looked for before TensorFlow is imported, which takes seconds.
-    from deit_tf import rundir
+    from deit_tf import rundir, source
 
-    config.check_groups(machines.workers)
-    data = _open_in_turn(config, machines)
+    data = source.open_training(config, machines)
     new = not rundir.steps(run_dir)
     facts = _identify(config, data, new)
     rundir.check_same(run_dir, config, facts)
@@ -47,42 +46,31 @@ def _train(config, run_dir, eval_only, machines):
 
     import keras
 
-    from deit_tf import checkpoint, devices, loop
+    from deit_tf import bank as banks
+    from deit_tf import checkpoint, dataset, devices, loop
 
     strategy = devices.strategy(config.run.strategy, config.run.replicas)
     keras.utils.set_random_seed(config.run.seed)
     facts["precision"] = devices.set_precision(config.run.precision)
     _greet(config, strategy, facts["precision"], devices.idle_gpu())
+    steps = dataset.steps_per_epoch(data.train, config.data.batch_size)
+    bank = banks.open_bank(config, data, steps, facts["precision"], devices.kind())
     with strategy.scope():
-        pair, taught_by = _build(config, data, new)
+        pair, taught_by = _build(config, data, new, bank)
     run = checkpoint.Run(run_dir, config.run.keep_checkpoints)
     run.restore(pair)
-    loop.check_machines(strategy, config, facts, run, eval_only)
+    loop.check_machines(strategy, config, facts, run, pair, eval_only)
     if machines.is_chief and not eval_only:
         rundir.begin(run_dir, config, facts, data.classes, data.labels)
+        if bank:
+            bank.begin()
     logging.info("%s, on %s", checkpoint.describe(pair.student), facts)
 
-    images = loop.Images(config, data, strategy, machines)
+    images = loop.Images(config, data, strategy, machines, bank)
     measured = loop.finish(pair, taught_by, run, images, eval_only)
     if config.data.skip_bad_images:
         _count_bad_images(data)
     return measured
-
-
-def _open_in_turn(config, machines):
-    """The data set; on several machines the chief opens it first, which may prepare it."""
-    if config.run.replicas > 1 or config.run.strategy == "multi_worker":
-        from deit_tf import devices
-
-        # Before a data set is prepared, which computes.
-        strategy = devices.strategy(config.run.strategy, config.run.replicas)
-        if not machines.is_chief:
-            devices.meet(strategy)
-        data = _open(config)
-        if machines.is_chief:
-            devices.meet(strategy)
-        return data
-    return _open(config)
 
 
 def _identify(config, data, new):
@@ -98,18 +86,33 @@ def _identify(config, data, new):
     return facts
 
 
-def _build(config, data, new):
+def _load_teacher(config, bank):
+    """The teacher, or None where nothing is distilled or a bank has all that it would say."""
+    from deit_tf import teacher
+
+    if bank:
+        epochs = config.optimizer.epochs
+        missing = len(bank.missing(range(epochs)))
+        bank.complete = not missing
+        logging.info("label bank %s has %d of %d epochs", bank.path, epochs - missing, epochs)
+        if not missing:
+            return None
+    return teacher.load_teacher(config.distill, config.network.image_size, config.run.jit)
+
+
+def _build(config, data, new, bank):
     """What is trained, and its teacher or None; a new run starts from `init_from`, if any."""
     import tensorflow as tf
 
-    from deit_tf import checkpoint, dataset, devices, distiller, optimizer, teacher
+    from deit_tf import checkpoint, dataset, devices, distiller, optimizer
 
     facts, size, run = config.optimizer, config.data.batch_size, config.run
     replicas = tf.distribute.get_strategy().num_replicas_in_sync
     devices.check_batch(size, replicas, run.accumulate)
     steps = dataset.steps_per_epoch(data.train, size)
-    taught_by = teacher.load_teacher(config.distill, config.network.image_size, run.jit)
+    # Before the teacher, so that its first weights depend on the seed alone.
     student = checkpoint.build_network(config.network)
+    taught_by = _load_teacher(config, bank)
     if new and run.init_from:
         for change in checkpoint.start(student, run, data.classes):
             logging.info("from %s: %s", run.init_from, change)
@@ -118,7 +121,7 @@ def _build(config, data, new):
         copy = checkpoint.build_network(config.network)
         average = optimizer.Average(student, copy, facts.ema_decay)
     pair = distiller.Distiller(
-        student, config.distill, taught_by, run.fusion, average, run.train_mode
+        student, config.distill, taught_by, run.fusion, average, run.train_mode, bank is not None
     )
     built = optimizer.build(facts, size, steps, student.trainable_variables)
     pair.compile(built, jit_compile=run.jit, accumulate=run.accumulate)
@@ -146,16 +149,6 @@ def _greet(config, strategy, precision, warning):
         logging.warning(warning)
 
 
-def _check_classes(config, data):
-    """Raises InputError where data and network have different numbers of classes."""
-    classes, ours = len(data.labels), config.network.num_classes
-    if classes != ours:
-        raise InputError(
-            f"{data.name} has {classes} classes, num_classes is {ours}; give"
-            f" --num_classes={classes}"
-        )
-
-
 def draw_preview(config, path):
     """Draws what the network is going to see; a row shows the outer pairs of a mixing group.
 
@@ -171,7 +164,9 @@ def draw_preview(config, path):
         raise InputError(f"preview is {path!r}; give the name of a picture that ends in .png")
     if not os.path.isdir(os.path.dirname(path) or "."):
         raise InputError(f"preview is {path!r}, and there is no such folder; make it first")
-    data = _open(config)
+    from deit_tf import source
+
+    data = source.open_training(config, cluster.Cluster())
 
     from deit_tf import dataset, preview, readable
 
@@ -184,17 +179,6 @@ def draw_preview(config, path):
         batch = next(iter(dataset.train_batches(data.train, few)))
     rows = preview.rows(batch["image"].numpy(), batch["label"].numpy(), groups)
     preview.save(rows, data.labels, config.augment.label_smoothing, path)
-
-
-def _open(config):
-    """The data set, which fits the network; what is wrong with the recipe is said before."""
-    from deit_tf import policies, source
-
-    config.check_groups()
-    policies.parse(config.augment.auto_augment)
-    data = source.open_source(config.data)
-    _check_classes(config, data)
-    return data
 
 
 def main(argv):

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from deit_tf import augment, draws, mixing, policies, preprocess
 
+_KEPT = ("keep", "own", "box")
 _NOISE_SEED = 2**63 - 1  # the largest that TensorFlow takes
 
 
@@ -94,12 +95,13 @@ def make(image_bytes, label, found, config):
     Args:
       image_bytes: string scalar; see `preprocess.decode`.
       label: integer scalar.
-      found: one row of what `drawn` answered.
+      found: one row of what `drawn` answered, and perhaps of a teacher's answers.
       config: a `config.Config`.
 
     Returns:
       {"image": float32 [S, S, 3] in 0–255, "label": float32 [K]} and, where they are drawn,
-      "keep": float32 [depth, 2], "own" and "box" as `mixing.mix` takes them.
+      "keep": float32 [depth, 2], "own" and "box" as `mixing.mix` takes them; a teacher's answers
+      stay as they are.
     """
     facts, network = config.augment, config.network
     image = preprocess.random_resized_crop(
@@ -116,5 +118,5 @@ def make(image_bytes, label, found, config):
     if "erased" in found:
         image = augment.erase(image, found["erased"], found["noise"], network.mean, network.std)
     label = mixing.smooth_labels(label, network.num_classes, facts.label_smoothing)
-    rest = {name: found[name] for name in ("keep", "own", "box") if name in found}
+    rest = {name: found[name] for name in found if name in _KEPT or name.startswith("teacher_")}
     return {"image": image, "label": label, **rest}

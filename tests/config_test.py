@@ -113,6 +113,7 @@ def test_what_is_free_is_known():
         "init_from",
         "jit",
         "keep_checkpoints",
+        "label_bank",
         "labels",
         "max_bad_steps",
         "replicas",

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import zlib
@@ -200,3 +201,61 @@ def command():
         )
 
     return run
+
+
+def _free_ports(count):
+    """Ports of this machine that nothing listens at."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def _start_workers(arguments, logs):
+    """Two processes of this Python, each a worker of the same cluster on loopback.
+
+    Args:
+      arguments: of both; or a pair of those of each.
+      logs: folder for what they say.
+    """
+    each = arguments if isinstance(arguments[0], list) else [arguments] * 2
+    hosts = [f"127.0.0.1:{port}" for port in _free_ports(2)]
+    found = []
+    for i, own in enumerate(each):
+        task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}}
+        environment = {"TF_CONFIG": json.dumps(task), "PYTHONPATH": str(ROOT)}
+        with open(logs / f"worker_{i}.log", "w") as log:
+            found.append(
+                subprocess.Popen(
+                    [sys.executable, *map(str, own)],
+                    cwd=ROOT,
+                    env={**os.environ, **environment},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
+    return found
+
+
+@pytest.fixture(scope="session")
+def start_workers():
+    """Function (arguments, logs): two processes that train together."""
+    return _start_workers
+
+
+def _finish(workers):
+    """Their exit codes."""
+    try:
+        return [worker.wait(timeout=300) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+@pytest.fixture(scope="session")
+def finish():
+    """Function of processes: waits for them, and answers their exit codes."""
+    return _finish

@@ -1,12 +1,7 @@
 """One replica, two replicas, two workers: the same training; and planted faults, which are seen."""
 
 import importlib.util
-import json
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -19,49 +14,12 @@ SCRIPT = pathlib.Path(__file__).with_name("ten_steps.py")
 CASES = ("sgd", "adamw", "sgd slice")
 
 
-def free_ports(count):
-    """Ports of this machine that nothing listens at."""
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def start_workers(arguments, logs):
-    """Two processes of this Python, each a worker of the same cluster on loopback.
-
-    Args:
-      arguments: of both; or a pair of those of each.
-      logs: folder for what they say.
-    """
-    each = arguments if isinstance(arguments[0], list) else [arguments] * 2
-    hosts = [f"127.0.0.1:{port}" for port in free_ports(2)]
-    found = []
-    for i, own in enumerate(each):
-        task = {"cluster": {"worker": hosts}, "task": {"type": "worker", "index": i}}
-        environment = {"TF_CONFIG": json.dumps(task), "PYTHONPATH": str(ROOT)}
-        with open(logs / f"worker_{i}.log", "w") as log:
-            found.append(
-                subprocess.Popen(
-                    [sys.executable, *map(str, own)],
-                    cwd=ROOT,
-                    env={**os.environ, **environment},
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                )
-            )
-    return found
-
-
 @pytest.fixture(scope="module")
-def by_workers(data_dir, tmp_path_factory):
+def by_workers(data_dir, tmp_path_factory, start_workers, finish):
     """Function of a case: the weights that two workers have trained."""
     out = tmp_path_factory.mktemp("workers")
     workers = start_workers([SCRIPT, data_dir, out, *CASES], out)
-    assert _finish(workers) == [0, 0], (out / "worker_0.log").read_text()[-2000:]
+    assert finish(workers) == [0, 0], (out / "worker_0.log").read_text()[-2000:]
     return lambda case: list(np.load(out / f"{case}.npz").values())
 
 
@@ -122,15 +80,6 @@ NANO = (
 )
 
 
-def _finish(workers):
-    """Their exit codes."""
-    try:
-        return [worker.wait(timeout=300) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-
-
 def _wait_for_a_checkpoint(workers, run):
     """Waits until a run has saved within an epoch."""
     deadline = time.monotonic() + 300
@@ -142,12 +91,14 @@ def _wait_for_a_checkpoint(workers, run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("asked", [0, 1], ids=["the chief", "the other"])
-def test_sigterm_to_one_worker_stops_both_after_the_same_step(asked, data_dir, tmp_path):
+def test_sigterm_to_one_worker_stops_both_after_the_same_step(
+    asked, data_dir, tmp_path, start_workers, finish
+):
     arguments = [*NANO.split(), f"--data_dir={data_dir}", f"--run_dir={tmp_path / 'run'}"]
     workers = start_workers(arguments, tmp_path)
     _wait_for_a_checkpoint(workers, tmp_path / "run")
     workers[asked].terminate()
-    assert _finish(workers) == [143, 143]
+    assert finish(workers) == [143, 143]
     step = int(rundir.steps(tmp_path / "run")[-1].name.split("_")[1])
     for i in range(2):
         said = (tmp_path / f"worker_{i}.log").read_text()
@@ -156,21 +107,21 @@ def test_sigterm_to_one_worker_stops_both_after_the_same_step(asked, data_dir, t
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gone", [0, 1], ids=["the chief", "the other"])
-def test_a_dead_worker_is_named_and_all_go_on(gone, data_dir, tmp_path):
+def test_a_dead_worker_is_named_and_all_go_on(gone, data_dir, tmp_path, start_workers, finish):
     flags = [*NANO.split(), f"--data_dir={data_dir}"]
     arguments = [*flags, f"--run_dir={tmp_path / 'killed'}"]
     workers = start_workers(arguments, tmp_path)
     _wait_for_a_checkpoint(workers, tmp_path / "killed")
     workers[gone].kill()
-    assert _finish(workers)[1 - gone] == 1
+    assert finish(workers)[1 - gone] == 1
     log = (tmp_path / f"worker_{1 - gone}.log").read_text()
     assert log.strip().splitlines()[-1].startswith("error: another worker has gone (")
-    assert _finish(start_workers(arguments, tmp_path)) == [0, 0]
+    assert finish(start_workers(arguments, tmp_path)) == [0, 0]
     assert "on 397 images" in (tmp_path / "worker_0.log").read_text()
     assert "on 397 images" not in (tmp_path / "worker_1.log").read_text()
 
     whole = [*flags, f"--run_dir={tmp_path / 'whole'}"]
-    assert _finish(start_workers(whole, tmp_path)) == [0, 0]
+    assert finish(start_workers(whole, tmp_path)) == [0, 0]
     killed, whole = (tmp_path / name for name in ("killed", "whole"))
     assert (killed / "history.csv").read_text() == (whole / "history.csv").read_text()
     one, other = (checkpoint.load(run).get_weights() for run in (killed, whole))
@@ -179,12 +130,14 @@ def test_a_dead_worker_is_named_and_all_go_on(gone, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_workers_that_see_another_run_directory_are_refused(data_dir, tmp_path):
+def test_workers_that_see_another_run_directory_are_refused(
+    data_dir, tmp_path, start_workers, finish
+):
     flags = [*NANO.split(), f"--data_dir={data_dir}"]
     shared = [*flags, f"--run_dir={tmp_path / 'shared'}", "--epochs=1"]
-    assert _finish(start_workers(shared, tmp_path)) == [0, 0]
+    assert finish(start_workers(shared, tmp_path)) == [0, 0]
     apart = [[*flags, f"--run_dir={tmp_path / name}"] for name in ("shared", "none")]
-    assert _finish(start_workers(apart, tmp_path)) == [1, 1]
+    assert finish(start_workers(apart, tmp_path)) == [1, 1]
     for i in range(2):
         last = (tmp_path / f"worker_{i}.log").read_text().strip().splitlines()[-1]
         assert "error: the workers differ in their flags, their data or in what they find" in last
