@@ -7,10 +7,11 @@ import subprocess
 import sys
 import time
 
+import absl.flags
 import numpy as np
 import pytest
 
-from deit_tf import bank, checkpoint, rundir
+from deit_tf import bank, checkpoint, config, flags, label_bank, rundir, train
 
 NANO = [
     *("--model=deit", "--distilled", "--image_size=32", "--patch_size=16", "--width=16"),
@@ -26,12 +27,24 @@ TEACHER = [
 POSITIONS = 1400
 
 
+def _config(*given):
+    """The configuration of some flags."""
+    values = absl.flags.FlagValues()
+    flags.define_config(values)
+    values(["", *given])
+    return flags.config_from_flags(values)
+
+
+def _fill(*given):
+    facts = _config(*given)
+    return label_bank.fill(facts, range(facts.optimizer.epochs))
+
+
 @pytest.fixture(scope="module")
-def taught(tmp_path_factory, command, data_dir):
+def taught(tmp_path_factory, data_dir):
     """Flags of a student with its teacher and its data."""
     teacher = tmp_path_factory.mktemp("bank") / "teacher"
-    answer = command("deit_tf.train", *TEACHER, f"--data_dir={data_dir}", f"--run_dir={teacher}")
-    assert answer.returncode == 0, answer.stderr
+    train.train(_config(*TEACHER, f"--data_dir={data_dir}"), teacher)
     return [*NANO, f"--data_dir={data_dir}", f"--teacher={teacher}"]
 
 
@@ -48,12 +61,11 @@ def run(command):
 
 
 @pytest.fixture(scope="module")
-def filled(taught, command, tmp_path_factory):
+def filled(taught, tmp_path_factory):
     """A bank of three epochs, that `fill` has made."""
     folder = tmp_path_factory.mktemp("filled") / "bank"
-    answer = command("deit_tf.label_bank", "fill", *taught, f"--label_bank={folder}", "--epochs=3")
-    assert answer.returncode == 0, answer.stderr
-    assert answer.stdout == f"{folder} has epochs 0:3, 3 of them by now\n"
+    said = _fill(*taught, f"--label_bank={folder}", "--epochs=3")
+    assert said == f"{folder} has epochs 0:3, 3 of them by now"
     return folder
 
 
@@ -71,50 +83,44 @@ def _same(one, other):
 @pytest.mark.parametrize(
     "flags",
     [
-        ("--nojit",),
-        ("--jit", "--accumulate=2"),
+        ("--nojit", "--accumulate=2"),
+        pytest.param(("--jit",), marks=pytest.mark.slow),
         pytest.param(("--replicas=2", "--jit"), marks=pytest.mark.slow),
         pytest.param(("--nodistilled", "--alpha=0.3"), marks=pytest.mark.slow),
         pytest.param(("--distillation=soft", "--bank_topk=3", "--tau=2"), marks=pytest.mark.slow),
     ],
     ids=" ".join,
 )
-def test_a_bank_teaches_as_the_live_teacher_bit_for_bit(flags, taught, run, tmp_path):
+def test_a_bank_teaches_as_the_live_teacher_bit_for_bit(flags, taught, tmp_path):
     flags, runs = [*taught, *flags, "--epochs=2"], [tmp_path / name for name in "abc"]
     banked = f"--label_bank={tmp_path / 'bank'}"
-    run("train", *flags, f"--run_dir={runs[0]}")
-    writing = run("train", *flags, banked, f"--run_dir={runs[1]}")
-    assert "has 0 of 2 epochs" in writing.stderr
-    names = {"bank.json", "epoch_00000.npy", "epoch_00001.npy"}
+    live = train.train(_config(*flags), runs[0])
+    writing = train.train(_config(*flags, banked), runs[1])
     written = _files(tmp_path / "bank")
-    assert set(written) == names
-    reading = run("train", *flags, banked, f"--run_dir={runs[2]}")
-    assert "has 2 of 2 epochs" in reading.stderr
-    assert reading.stdout.splitlines()[-3:] == writing.stdout.splitlines()[-3:]
-    assert not re.search("teacher .* sees", reading.stderr)  # it was not loaded
+    assert set(written) == {"bank.json", "epoch_00000.npy", "epoch_00001.npy"}
+    reading = train.train(_config(*flags, banked), runs[2])
+    assert reading == {**live, "teacher": None}  # it was not loaded
+    assert writing == live
     assert _same(runs[0], runs[1])
     assert _same(runs[0], runs[2])
     assert _files(tmp_path / "bank") == written
-    filled = tmp_path / "filled"
-    run("label_bank", "fill", *flags, f"--label_bank={filled}")
-    assert _files(filled) == written
+    _fill(*flags, f"--label_bank={tmp_path / 'filled'}")
+    assert _files(tmp_path / "filled") == written
 
 
-def test_what_is_missing_is_asked_and_written_down(taught, run, filled, tmp_path):
+def test_what_is_missing_is_asked_and_written_down(taught, filled, tmp_path):
     folder = tmp_path / "bank"
     folder.mkdir()
     content = _files(filled)
     (folder / "bank.json").write_bytes(content["bank.json"])
     (folder / "epoch_00000.npy").write_bytes(content["epoch_00000.npy"][:-1])
     (folder / "epoch_00001.npy").write_bytes(content["epoch_00001.npy"])
-    answer = run(
-        "train", *taught, "--epochs=3", f"--label_bank={folder}", f"--run_dir={tmp_path / 'run'}"
-    )
-    assert "epoch_00000.npy is damaged, and as if it were not there" in answer.stderr
-    assert "has 1 of 3 epochs" in answer.stderr
+    assert bank.Bank(folder).missing(range(3)) == [0, 2]
+    train.train(_config(*taught, "--epochs=3", f"--label_bank={folder}"), tmp_path / "run")
     assert _files(folder) == content
 
 
+@pytest.mark.slow
 def test_stopped_within_an_epoch_it_loses_no_label(taught, run, filled, tmp_path):
     folder = tmp_path / "bank"
     flags = [*taught, "--epochs=3", f"--label_bank={folder}", f"--run_dir={tmp_path / 'run'}"]
@@ -130,6 +136,7 @@ def test_stopped_within_an_epoch_it_loses_no_label(taught, run, filled, tmp_path
     assert _files(folder) == _files(filled)
 
 
+@pytest.mark.slow
 def test_a_bank_that_a_run_meets_on_its_way_is_completed_by_fill(taught, run, filled, tmp_path):
     flags = [*taught, f"--run_dir={tmp_path / 'run'}", "--checkpoint_every_steps=3"]
     arguments = [sys.executable, "-m", "deit_tf.train", *flags, "--epochs=1"]
@@ -149,10 +156,10 @@ def test_a_bank_that_a_run_meets_on_its_way_is_completed_by_fill(taught, run, fi
     assert _files(tmp_path / "bank")["epoch_00000.npy"] == content["epoch_00000.npy"]
 
 
-def test_check_and_info_say_what_a_bank_holds(taught, run, command, filled, tmp_path):
+def test_check_and_info_say_what_a_bank_holds(taught, run, filled, tmp_path):
     banked = f"--label_bank={filled}"
-    said = run("label_bank", "check", *taught, banked, "--sample=300").stdout
-    assert said == f"{filled}: 420 of 420 labels agree (100.00%)\n"
+    said = label_bank.check(_config(*taught, banked), 300)
+    assert said == f"{filled}: 420 of 420 labels agree (100.00%)"
     said = run("label_bank", "info", banked).stdout
     for line in ("epochs +0:3", "positions +1400", "mixup_alpha +0.8", "device +CPU"):
         assert re.search(f"^{line}$", said, re.M), line
@@ -166,9 +173,8 @@ def test_check_and_info_say_what_a_bank_holds(taught, run, command, filled, tmp_
     found._publish(1, rows)  # labels that no teacher has said, whole
     for epoch in (0, 2):
         (other / f"epoch_{epoch:05d}.npy").unlink()
-    answer = command("deit_tf.label_bank", "check", *taught, f"--label_bank={other}")
-    assert answer.returncode == 1
-    assert "0 of 1120 labels agree, which is too few" in answer.stderr
+    with pytest.raises(config.InputError, match="0 of 1120 labels agree, which is too few"):
+        label_bank.check(_config(*taught, f"--label_bank={other}"), 1024)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +204,7 @@ def test_what_cannot_be_is_one_line(words, says, taught, command, filled):
     assert _files(filled) == before
 
 
+@pytest.mark.slow
 def test_train_refuses_the_labels_of_something_else(taught, command, filled, tmp_path):
     run = tmp_path / "run"
     flags = [*taught, f"--label_bank={filled}", f"--run_dir={run}", "--erasing_rate=0"]
@@ -213,6 +220,7 @@ def _agreement(one, other):
     return np.mean([np.mean(a == b) for a, b in zip(found[:3], found[3:], strict=True)])
 
 
+@pytest.mark.slow
 def test_replicas_say_the_same(taught, run, filled, tmp_path):
     run("label_bank", "fill", *taught, "--epochs=3", f"--label_bank={tmp_path}", "--replicas=2")
     assert _agreement(tmp_path, filled) >= 0.9999
