@@ -100,6 +100,7 @@ def info(folder):
     """
     from deit_tf import bank as banks
 
+    _check_named(folder)
     bank = banks.Bank(folder)
     damaged = bank.missing(bank.epochs())
     found = dict(bank.facts)
@@ -114,8 +115,7 @@ def info(folder):
 
 def _asking(config, machines):
     """The `asking.Asking` of a configuration that has a label bank."""
-    if not config.distill.label_bank:
-        raise InputError("no label bank; give --label_bank=DIR, beside the flags of the run")
+    _check_named(config.distill.label_bank)
     # What can be wrong is looked for before TensorFlow is imported, which takes seconds.
     from deit_tf import source, teacher_facts
 
@@ -125,6 +125,12 @@ def _asking(config, machines):
     from deit_tf import asking
 
     return asking.Asking(config, data, machines)
+
+
+def _check_named(folder):
+    """Raises InputError where no label bank is named."""
+    if not folder:
+        raise InputError("no label bank; give --label_bank=DIR")
 
 
 def _spans(numbers):

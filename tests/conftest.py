@@ -27,6 +27,7 @@ LONGEST = (
     "distiller_test",
     "train_test",
     "workers_test",
+    "label_bank_test",
     "source_test",
     "finetune_test",
 )

@@ -76,7 +76,7 @@ def _largest(one, other):
     ("kind", "student", "jit"),
     [
         ("hard", STUDENT, False),
-        ("hard", STUDENT, True),
+        pytest.param("hard", STUDENT, True, marks=pytest.mark.slow),
         pytest.param("hard", PLAIN, False, marks=pytest.mark.slow),
         ("soft", PLAIN, False),
     ],
@@ -162,7 +162,7 @@ def _fit(pair, data):
 
 @pytest.mark.parametrize(
     "student",
-    [pytest.param(STUDENT, marks=pytest.mark.slow), TEACHER],
+    [STUDENT, pytest.param(TEACHER, marks=pytest.mark.slow)],
     ids=["deit", "batch statistics"],
 )
 def test_what_is_not_finite_on_one_replica_is_left_out_on_all(replicas, student):
@@ -235,7 +235,9 @@ def test_the_gradient_of_the_whole_batch_is_clipped_not_each_replicas(replicas):
     assert 0.5 * limit < _distance(before, two) <= 1.001 * limit
 
 
-@pytest.mark.parametrize("strategy", [0, 1], ids=["1 replica", "2 replicas"])
+@pytest.mark.parametrize(
+    "strategy", [0, pytest.param(1, marks=pytest.mark.slow)], ids=["1 replica", "2 replicas"]
+)
 def test_the_average_follows_every_update_and_is_what_is_evaluated(replicas, strategy):
     decay, data = 0.7, _batches()
     with replicas[strategy].scope():

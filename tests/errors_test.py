@@ -425,6 +425,7 @@ def test_debug_brings_the_traceback_back(world, command):
     assert "has no last checkpoint yet" in found.stderr
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_what_is_free(world, data_dir, command, tmp_path):
     """Where the data lies, what shares a batch, how it is saved: none of them is what a run is."""
     flags = [*STUDENT.format(new=tmp_path / "run", data=data_dir).split(), "--batch_size=100"]

@@ -212,6 +212,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(runs, data_dir, tmp_path):
     _assert_same(_state(run), _state(folder / "distilled"))
 
 
+@pytest.mark.slow
 def test_an_epoch_that_was_left_while_it_was_evaluated_is_ended(runs, data_dir, tmp_path):
     folder, _ = runs
     run = tmp_path / "run"

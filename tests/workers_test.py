@@ -54,7 +54,7 @@ def _same(case, before, one, other):
     return _distance(one, other) <= 1e-3 * _distance(before, one)
 
 
-@pytest.mark.parametrize("case", ["sgd", "adamw"])
+@pytest.mark.parametrize("case", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_replicas_and_workers_train_as_one(case, here, by_workers):
     before, one = here(1, case)
     assert _distance(before, one) > 0.01  # it moved
