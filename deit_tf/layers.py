@@ -159,16 +159,30 @@ class Attention(keras.layers.Layer):
         self.qkv.build(input_shape)
         self.proj.build(input_shape)
 
-    def call(self, x):
-        """Maps tokens [B, T, D] to [B, T, D]."""
-        tokens, head = x.shape[1], self.width // self.heads
-        qkv = ops.reshape(self.qkv(x), (-1, tokens, 3, self.heads, head))
-        query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)))  # [B, H, T, D/H]
-        scores = ops.matmul(query * head**-0.5, ops.swapaxes(key, -1, -2))  # [B, H, T, T]
-        # In float32 under any precision: bfloat16 scores made DeiT-B unstable.
-        weights = ops.cast(ops.softmax(ops.cast(scores, "float32")), x.dtype)
+    def call(self, x, first=None):
+        """Maps tokens [B, T, D] to [B, T, D], or to the `first` of them alone."""
+        query, key, value = self._split(x)
+        if first is not None:
+            query = query[:, :, :first]
+        weights = ops.cast(self._weigh(query, key), x.dtype)
         mixed = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))  # [B, T, H, D/H]
-        return self.proj(ops.reshape(mixed, (-1, tokens, self.width)))
+        return self.proj(ops.reshape(mixed, (-1, mixed.shape[1], self.width)))
+
+    def weights_of(self, x):
+        """What each token takes from each: tokens [B, T, D] to float32 [B, H, T, T]."""
+        query, key, _ = self._split(x)
+        return self._weigh(query, key)
+
+    def _split(self, x):
+        """Queries, keys and values, [B, H, T, D/H] each."""
+        qkv = ops.reshape(self.qkv(x), (-1, x.shape[1], 3, self.heads, self.width // self.heads))
+        return ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)))
+
+    def _weigh(self, query, key):
+        """What each query takes from each key, [B, H, T, T]; a row sums to 1."""
+        scores = ops.matmul(query * query.shape[-1] ** -0.5, ops.swapaxes(key, -1, -2))
+        # In float32 under any precision: bfloat16 scores made DeiT-B unstable.
+        return ops.softmax(ops.cast(scores, "float32"))
 
     def get_config(self):
         """Arguments that rebuild the layer."""
@@ -288,19 +302,22 @@ class Block(keras.layers.Layer):
         for layer in parts:
             layer.build(input_shape)
 
-    def call(self, x, keep=None, training=None):
+    def call(self, x, keep=None, training=None, first=None):
         """Maps tokens [B, T, D] to [B, T, D].
 
         Args:
           x: [B, T, D].
           keep: [B, 2] of 0 and 1, one for each branch, or None (`DropPath`).
           training: whether branches are dropped.
+          first: how many tokens are asked for; the others are looked at alone. None is all.
 
         Returns:
-          [B, T, D].
+          [B, T, D], or [B, first, D].
         """
         keep1, keep2 = (None, None) if keep is None else (keep[:, 0], keep[:, 1])
-        x = x + self.drop_path1(self.attn(self.norm1(x)), keep=keep1, training=training)
+        attended = self.attn(self.norm1(x), first=first)
+        x = x if first is None else x[:, :first]
+        x = x + self.drop_path1(attended, keep=keep1, training=training)
         return x + self.drop_path2(self.mlp(self.norm2(x)), keep=keep2, training=training)
 
     def get_config(self):

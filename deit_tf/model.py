@@ -80,21 +80,25 @@ class DeiT(keras.Model):
             if head is not None:
                 head.build((None, facts.width))
 
-    def encode(self, image, keep=None, training=None):
-        """All tokens after the last LayerNorm.
+    def encode(self, image, keep=None, training=None, first=None):
+        """Tokens after the last LayerNorm.
 
         Args:
           image: [B, S, S, 3], any dtype, 0–255.
           keep: [B, depth, 2] of 0 and 1: which branch of which block runs for which image; None
             leaves it to Keras' own random numbers.
           training: whether branches are dropped.
+          first: how many tokens are asked for, so that the last block leaves the others out; None
+            is all.
 
         Returns:
-          [B, T, D]: class token, distillation token (if any), patches.
+          [B, T, D]: class token, distillation token (if any), patches; or [B, first, D].
         """
         x = self.tokens(self.patch_embed(self.normalize(image)))  # [B, T, D]
         for i, block in enumerate(self.blocks):
-            x = block(x, keep=None if keep is None else keep[:, i], training=training)
+            asked = first if block is self.blocks[-1] else None
+            kept = None if keep is None else keep[:, i]
+            x = block(x, keep=kept, training=training, first=asked)
         return self.norm(x)
 
     def call(self, image, keep=None, training=None):
@@ -103,7 +107,8 @@ class DeiT(keras.Model):
         Returns:
           {"cls": float32 [B, K]} and, distilled, "dist": float32 [B, K].
         """
-        x = self.encode(image, keep=keep, training=training)
+        # The heads read the class and the distillation token: a sixteenth of the work is saved.
+        x = self.encode(image, keep=keep, training=training, first=self.config.prefix_tokens)
         logits = {"cls": self.head(x[:, 0])}
         if self.head_dist is not None:
             logits["dist"] = self.head_dist(x[:, 1])

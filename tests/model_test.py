@@ -62,6 +62,17 @@ def _assert_near(found, expected):
     assert np.max(np.abs(np.asarray(found) - expected)) <= 1e-5 * np.max(np.abs(expected))
 
 
+def test_tokens_that_nobody_asks_for_change_nothing():
+    deit = model.build_deit(NANO)
+    image = np.random.RandomState(0).randint(0, 256, (3, 16, 16, 3))
+    keep = np.random.RandomState(1).randint(0, 2, (3, NANO.depth, 2))
+    for training in (False, True):
+        whole = np.asarray(deit.encode(image, keep=keep, training=training))
+        part = np.asarray(deit.encode(image, keep=keep, training=training, first=2))
+        assert part.shape == (3, 2, NANO.width)
+        np.testing.assert_allclose(part, whole[:, :2], atol=1e-6)
+
+
 def test_always_returns_the_dictionary():
     image = np.zeros((2, 16, 16, 3), np.uint8)
     deit = model.build_deit(NANO)
