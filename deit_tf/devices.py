@@ -39,7 +39,11 @@ def strategy(kind="mirrored", replicas=0):
                 " CPU; leave --replicas away"
             )
         tf.get_logger().setLevel("WARNING")  # it tells of every sum that it compiles
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        made = tf.distribute.MultiWorkerMirroredStrategy()
+        # All workers have as many batches, and whole ones; so their sizes are known when a step is
+        # compiled, and no worker asks the others before each whether they have one left.
+        made.extended.experimental_enable_get_next_as_optional = False
+        return made
     if gpus:
         if replicas > len(gpus):
             raise InputError(f"replicas is {replicas}, but {len(gpus)} GPU(s) are visible")

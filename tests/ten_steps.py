@@ -76,7 +76,7 @@ def train(strategy, data_dir, case, worker=0, workers=1):
             built.exclude_from_weight_decay(
                 optimizer.without_decay(student.trainable_variables, facts.decay_dist_token)
             )
-        pair.compile(built)
+        pair.compile(built, accumulate=workers)  # workers work in micro-batches, too
     before = student.get_weights()
     part = 0 if fault == "slice" else worker
     records = source.open_source(data).train
