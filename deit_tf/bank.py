@@ -100,7 +100,8 @@ def read_facts(folder):
         found = json.loads((path / _FACTS).read_text("utf-8"))
         return {**found, **{name: int(found[name]) for name in _NEEDED}}
     except FileNotFoundError as error:
-        if path.is_dir() and any(path.iterdir()):
+        others = path.iterdir() if path.is_dir() else ()
+        if any(not each.name.startswith(_FACTS) for each in others):
             raise InputError(f"{folder} is no label bank: it has no {_FACTS}") from error
         return None
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -157,7 +158,10 @@ class Bank:
         with rundir.writing(self.path):
             if read_facts(self.path) is None:
                 self.path.mkdir(parents=True, exist_ok=True)
-                rundir.write(self.path / _FACTS, json.dumps(self.facts, indent=1) + "\n")
+                part = self.path / f"{_FACTS}.{_writer()}.part"  # others may begin at the same time
+                part.write_text(json.dumps(self.facts, indent=1) + "\n")
+                os.replace(part, self.path / _FACTS)
+        _check_same(self.path, read_facts(self.path), self.facts)
 
     def epochs(self):
         """Epochs that have a file, in order; it may be damaged."""
@@ -262,7 +266,7 @@ class Bank:
     def _part(self, epoch):
         """Handle of this process' own part of an epoch."""
         if epoch not in self._parts:
-            name = f"epoch_{epoch:05d}.{socket.gethostname()}_{os.getpid()}.part"
+            name = f"epoch_{epoch:05d}.{_writer()}.part"
             self._parts[epoch] = os.open(self.path / name, os.O_RDWR | os.O_CREAT, 0o666)
         return self._parts[epoch]
 
@@ -319,7 +323,7 @@ class Bank:
         np.save(array, rows)
         content = array.getvalue()
         final = self.path / f"epoch_{epoch:05d}.npy"
-        part = final.with_name(f"{final.name}.{socket.gethostname()}_{os.getpid()}")
+        part = final.with_name(f"{final.name}.{_writer()}")
         with open(part, "wb") as file:
             file.write(content + hashlib.sha256(content).digest())
             file.flush()
@@ -332,3 +336,8 @@ def _check_digest(path):
     content = memoryview(path.read_bytes())
     if hashlib.sha256(content[:-_DIGEST_BYTES]).digest() != content[-_DIGEST_BYTES:]:
         raise ValueError("it does not fit its checksum")
+
+
+def _writer():
+    """Whose a file is: no two processes have the same."""
+    return f"{socket.gethostname()}_{os.getpid()}"

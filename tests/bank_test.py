@@ -142,6 +142,16 @@ def test_refuses_the_labels_of_something_else(tmp_path):
     assert "(seed: 0 -> 1; repeats: None -> 3)" in str(caught.value)
 
 
+def test_another_may_begin_it_at_the_same_time(tmp_path):
+    two = [bank.Bank(tmp_path / "bank", {**FACTS, "seed": seed}) for seed in (0, 0, 1)]
+    (tmp_path / "bank").mkdir()
+    (tmp_path / "bank" / "bank.json.elsewhere_7.part").write_text("{")  # is being written
+    two[0].begin()
+    two[1].begin()
+    with pytest.raises(config.InputError, match=r"holds the labels of something else \(seed: 0"):
+        two[2].begin()
+
+
 def test_refuses_what_is_no_bank(tmp_path):
     with pytest.raises(config.InputError, match="there is no label bank"):
         bank.Bank(tmp_path / "none")
