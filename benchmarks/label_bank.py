@@ -15,11 +15,13 @@ import argparse
 import json
 import pathlib
 import statistics
+import sys
 import tempfile
 
 import machine
 import turns
 
+sys.path.insert(0, str(turns.ROOT))
 ENGINES = ("no teacher", "label bank", "live teacher")
 BATCH, SIZE, CLASSES, EPOCH = 32, 224, 1000, 320
 PACKAGES = ("tensorflow", "keras", "numpy")

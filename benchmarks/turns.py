@@ -22,17 +22,21 @@ def measure(script, cases, rounds, steps):
       steps: in a turn.
 
     Returns:
-      {name: {"seconds": [median of each turn], "peak_bytes": int}}.
+      {name: {"seconds": [median of each turn], "all_seconds": [of each step], "peak_bytes": int}}.
     """
     engines = {name: _Engine(script, case) for name, case in cases.items()}
-    names, seconds = list(engines), {name: [] for name in engines}
+    names, turns = list(engines), {name: [] for name in engines}
     for turn in range(rounds):
         for i in range(len(names)):
             name = names[(i + turn) % len(names)]
-            seconds[name].append(statistics.median(engines[name].ask(steps)["seconds"]))
+            turns[name].append(engines[name].ask(steps)["seconds"])
     return {
-        name: {"seconds": turns, "peak_bytes": engines[name].leave()}
-        for name, turns in seconds.items()
+        name: {
+            "seconds": [statistics.median(turn) for turn in taken],
+            "all_seconds": [second for turn in taken for second in turn],
+            "peak_bytes": engines[name].leave(),
+        }
+        for name, taken in turns.items()
     }
 
 
