@@ -123,6 +123,8 @@ def _flops(network):
     """Floating-point operations of a forward pass of one image; a multiply-add is two."""
     import tensorflow as tf
 
+    # The counter does not look into functions, which Keras puts grouped convolutions in.
+    tf.config.run_functions_eagerly(True)
     image = tf.TensorSpec([1, SIZE, SIZE, 3], tf.float32)
     graph = tf.function(lambda x: network(x, training=False)["cls"]).get_concrete_function(image)
     profiler = tf.compat.v1.profiler

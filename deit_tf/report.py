@@ -1,13 +1,18 @@
 """Measurements as a table that a person reads."""
 
-_ROWS = {"cls": "class head", "dist": "distillation head", "fused": "fusion"}
+_ROWS = {
+    "cls": "class head",
+    "dist": "distillation head",
+    "fused": "fusion",
+    "artefact": "artefact",
+}
 
 
 def table(student, teacher=None):
     """One row for the teacher, and one for each head of the student and for their fusion.
 
     Args:
-      student: what `distiller.measure` answered.
+      student: what `distiller.measure` answered, or `export.evaluate`.
       teacher: the same of the teacher, or None.
 
     Returns:
@@ -16,7 +21,7 @@ def table(student, teacher=None):
     rows = {} if teacher is None else {"teacher": teacher["cls"]}
     rows |= {name: student[head] for head, name in _ROWS.items() if head in student}
     if "dist" not in student:
-        del rows["fusion"]
+        rows.pop("fusion", None)
     title = f"on {student['images']} images"
     lines = [f"{title:<20}{'top-1':>9}{'top-5':>9}{'loss':>9}"]
     for name, row in rows.items():

@@ -71,6 +71,21 @@ def weights_path(run_dir, which="last"):
     raise InputError(f"{run_dir} has no {which} checkpoint yet; train it first")
 
 
+def check_deit(run_dir, which="last"):
+    """Raises InputError where a run has no weights yet, or is no DeiT's.
+
+    Args:
+      run_dir: the run directory.
+      which: "last" or "best".
+    """
+    weights_path(run_dir, which)
+    model = read_config(run_dir)["config"]
+    if not isinstance(model.network, configuration.DeiTConfig):
+        raise InputError(
+            f"{run_dir} holds a {model.model}, a teacher; it is the student that is exported"
+        )
+
+
 def digest(path):
     """Hexadecimal SHA-256 of a file; of a folder, of its files' names and digests."""
     path = pathlib.Path(path)

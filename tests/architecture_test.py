@@ -56,9 +56,34 @@ def test_imports_go_down_only(module):
         assert _floor(other) < _floor(module), f"{module} imports {other}"
 
 
+def _roots(path):
+    """Top-level packages that a file imports, and the modules of ours."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+def test_the_library_knows_neither_export_nor_serving():
+    for path in PACKAGE.glob("*.py"):
+        assert not {name.split(".")[0] for name in _roots(path)} & {"export", "serving"}
+
+
+def test_serving_knows_manifests_alone_and_no_tensorflow():
+    for path in (ROOT / "serving").glob("*.py"):
+        found = _roots(path)
+        assert not {name.split(".")[0] for name in found} & {"tensorflow", "keras", "export"}
+        ours = {name for name in found if name.split(".")[0] == "deit_tf"}
+        assert all(name == "deit_tf" or name.startswith("deit_tf.manifest") for name in ours)
+
+
 def test_networks_and_losses_are_keras_ops_alone():
     allowed = {"keras", "deit_tf", "dataclasses", "itertools", "math", "numpy"}
-    for module in ("layers", "model", "regnet", "losses"):
+    for module in ("layers", "model", "regnet", "losses", "attention"):
         for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert node.module.split(".")[0] in allowed

@@ -111,6 +111,22 @@ def golden_file(golden_tensors, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def micro_run(golden_file, tmp_path_factory):
+    """A run directory of a micro DeiT: two heads, golden weights, 64 pixels, 7 classes."""
+    from deit_tf import convert
+
+    folder = tmp_path_factory.mktemp("micro")
+    labels = ["bee", "cat", "dog", "elk", "Käfer", "fox", "gnu"]
+    (folder / "labels.txt").write_text("\n".join(labels), "utf-8")
+    nowhere = {"dataset": f"folder:{folder / 'nowhere'}"}
+    facts = {"image_size": 64, "width": 48, "depth": 3, "heads": 4, "num_classes": 7}
+    facts |= {"distilled": True, "layer_norm_epsilon": 1e-12}
+    file = golden_file("hf_micro")
+    convert.convert(file, folder / "run", "deit", nowhere, folder / "labels.txt", **facts)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
 def golden_image(golden):
     """Function (model name): its input, [n, S, S, 3], already normalised."""
 

@@ -1,0 +1,64 @@
+"""Real images on which an artefact proves itself."""
+
+import pathlib
+
+import numpy as np
+import sklearn.datasets
+import tensorflow as tf
+
+from deit_tf import preprocess, rundir, source
+from deit_tf.config import InputError
+
+COUNT = 36  # batches of 1, 3 and 32
+
+
+def encoded(run_dir):
+    """Encoded images: two photographs, and those that the run is evaluated on, where they are here.
+
+    Args:
+      run_dir: the run directory.
+
+    Returns:
+      A list of `COUNT` texts of bytes; without the run's data they are parts of the photographs.
+    """
+    photographs = _photographs()
+    config = rundir.read_config(run_dir)["config"].data
+    try:
+        records = source.open_source(config, training=False).eval
+    except InputError:  # a published network's ImageNet is rarely where it is exported
+        return photographs + _parts(photographs, COUNT - len(photographs))
+    places = np.linspace(0, len(records) - 1, COUNT - len(photographs)).astype(int)
+    return photographs + [row["image"] for row in records.__getitems__(places.tolist())]
+
+
+def pixels(images, manifest):
+    """What the network sees of encoded images: uint8 [B, S, S, 3]."""
+    seen = [
+        preprocess.center_crop(
+            preprocess.decode(image), manifest.image_size, manifest.crop_fraction
+        )
+        for image in images
+    ]
+    return np.stack(seen).astype(np.uint8)
+
+
+def _photographs():
+    """The two photographs that come with scikit-learn, JPEG."""
+    folder = pathlib.Path(sklearn.datasets.__file__).parent / "images"
+    return [path.read_bytes() for path in sorted(folder.glob("*.jpg"))]
+
+
+def _parts(photographs, count):
+    """Parts of photographs, of many sizes, JPEG."""
+    rng, found = np.random.RandomState(0), []
+    whole = [preprocess.decode(image).numpy() for image in photographs]
+    for i in range(count):
+        image = whole[i % len(whole)]
+        height, width = (int(side * rng.uniform(0.3, 1.0)) for side in image.shape[:2])
+        top, left = (
+            rng.randint(0, side - part + 1)
+            for side, part in zip(image.shape[:2], (height, width), strict=True)
+        )
+        part = image[top : top + height, left : left + width]
+        found.append(tf.io.encode_jpeg(part, quality=95).numpy())
+    return found
