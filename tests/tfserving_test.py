@@ -213,16 +213,21 @@ def test_without_a_folder_of_models_compose_says_so():
 
 @contextlib.contextmanager
 def _status_of(state):
-    """A port at which a model of so a state tells it as TF Serving does."""
+    """A port at which a model of such a state tells it as TF Serving does."""
+    code = "OK" if state == "AVAILABLE" else "UNAVAILABLE"
+    status = {"error_code": code, "error_message": ""}
+    told = {"model_version_status": [{"version": "1", "state": state, "status": status}]}
 
     class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # which leaves connections open, to those who speak it
+
         def do_GET(self):
             known = self.path == "/v1/models/deit"
-            status = {"error_code": "OK", "error_message": ""}
-            told = {"model_version_status": [{"version": "1", "state": state, "status": status}]}
+            body = json.dumps(told if known else {"error": "none"}, indent=1).encode()
             self.send_response(200 if known else 404)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(json.dumps(told if known else {"error": "no"}, indent=1).encode())
+            self.wfile.write(body)
 
         def log_message(self, *_):
             pass
