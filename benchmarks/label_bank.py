@@ -181,7 +181,7 @@ def _soft(run_dir):
     wanted, exact = ops.softmax(logits), gradient(logits)
     classes = logits.shape[-1]
     lines = [
-        f"| K of {classes} | distance of the distributions, mean | largest | of the gradient |",
+        f"| K of {classes} | distance, mean | largest | of the gradient |",
         "|--:|--:|--:|--:|",
     ]
     for k in sorted({1, 2, 3, 5, classes}):

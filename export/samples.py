@@ -9,25 +9,25 @@ import tensorflow as tf
 from deit_tf import preprocess, rundir, source
 from deit_tf.config import InputError
 
-COUNT = 36  # batches of 1, 3 and 32
 
-
-def encoded(run_dir):
+def encoded(run_dir, count):
     """Encoded images: two photographs, and those that the run is evaluated on, where they are here.
 
     Args:
       run_dir: the run directory.
+      count: how many, if there are as many.
 
     Returns:
-      A list of `COUNT` texts of bytes; without the run's data they are parts of the photographs.
+      A list of texts of bytes; without the run's data they are parts of the photographs.
     """
-    photographs = _photographs()
+    photographs = _photographs()[:count]
     config = rundir.read_config(run_dir)["config"].data
     try:
         records = source.open_source(config, training=False).eval
     except InputError:  # a published network's ImageNet is rarely where it is exported
-        return photographs + _parts(photographs, COUNT - len(photographs))
-    places = np.linspace(0, len(records) - 1, COUNT - len(photographs)).astype(int)
+        return photographs + _parts(photographs, count - len(photographs))
+    wanted = min(count - len(photographs), len(records))
+    places = np.linspace(0, len(records) - 1, wanted).astype(int)
     return photographs + [row["image"] for row in records.__getitems__(places.tolist())]
 
 

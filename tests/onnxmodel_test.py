@@ -56,7 +56,7 @@ def exported(micro_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pixels(micro_run, found):
-    return samples.pixels(samples.encoded(micro_run), found.manifest)
+    return samples.pixels(samples.encoded(micro_run, verify.IMAGES), found.manifest)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=_name)
@@ -148,11 +148,11 @@ def test_what_excludes_each_other_is_said():
 
 @pytest.fixture
 def edited(exported, tmp_path):
-    """Function (change): a copy of the portable file that a function has changed, sealed anew."""
+    """Function (change, kind): a copy of a file that a function has changed, sealed anew."""
 
-    def edit(change):
+    def edit(change, kind=None):
         path = tmp_path / "edited.onnx"
-        shutil.copy(exported({})[0], path)
+        shutil.copy(exported(kind or {})[0], path)
         model = onnx.load(path)
         told = manifest.from_json(
             {each.key: each.value for each in model.metadata_props}[manifest.KEY], path
@@ -212,6 +212,28 @@ def _change_a_shape(model):
 def test_what_differs_is_refused_by_its_name(change, error, edited, found, micro_run):
     with pytest.raises(error):
         verify.verify(edited(change), found, micro_run)
+
+
+def test_int8_may_be_off_but_must_decide_alike(edited, found, micro_run, pixels):
+    logits = np.asarray(found.answer(pixels)["logits"])
+    shift = np.zeros(7, np.float32)  # smaller than what int8 may be off
+    shift[np.bincount(logits.argmax(-1), minlength=7).argmax()] = -0.085 * np.abs(logits).max()
+
+    def nudge(model):
+        node = next(each for each in model.graph.node if "logits" in each.output)
+        node.output[0] = "before"
+        model.graph.initializer.append(numpy_helper.from_array(shift, "shift"))
+        model.graph.node.append(helper.make_node("Add", ["before", "shift"], ["logits"]))
+        graph.Graph(model).tidy()
+
+    with pytest.raises(verify.ValuesError, match="top class the same on"):
+        verify.verify(edited(nudge, {"precision": "int8"}), found, micro_run)
+
+
+def test_as_many_images_are_compared_as_are_asked_for(exported, found, micro_run):
+    for count in (3, 40):
+        line = verify.verify(exported({})[0], found, micro_run, count)
+        assert f"{count} images" in line
 
 
 def test_a_damaged_file_is_refused(exported, found, micro_run, tmp_path):

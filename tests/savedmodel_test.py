@@ -44,7 +44,7 @@ def opened(exported):
 
 @pytest.fixture(scope="module")
 def images(micro_run):
-    return samples.encoded(micro_run)
+    return samples.encoded(micro_run, verify.IMAGES)
 
 
 def test_a_version_is_there_whole_with_all_it_needs(exported):
