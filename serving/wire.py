@@ -2,7 +2,8 @@
 
 Protocol Buffers put the numbers of fields on the wire, not their names; so these have names of
 their own, and do not clash with TensorFlow's in one process. The numbers are those of
-tensorflow/core/framework/tensor.proto and tensorflow_serving/apis/{predict,prediction_log}.proto.
+tensorflow/core/framework/tensor.proto, tensorflow/core/protobuf/meta_graph.proto and
+tensorflow_serving/apis/{predict,prediction_log,get_model_status,get_model_metadata}.proto.
 """
 
 import numpy as np
@@ -33,10 +34,31 @@ _MESSAGES = {
     "PredictResponse": {"outputs": (1, "Tensor{}"), "model_spec": (2, "ModelSpec")},
     "PredictLog": {"request": (1, "PredictRequest")},
     "PredictionLog": {"predict_log": (6, "PredictLog")},
+    "StatusRequest": {"model_spec": (1, "ModelSpec")},
+    "StatusResponse": {"model_version_status": (1, "VersionStatus*")},
+    "VersionStatus": {"version": (1, "int64"), "state": (2, "int32"), "status": (3, "Status")},
+    "Status": {"error_code": (1, "int32"), "error_message": (2, "string")},
+    "MetadataRequest": {"model_spec": (1, "ModelSpec"), "metadata_field": (2, "string*")},
+    "MetadataResponse": {"model_spec": (1, "ModelSpec"), "metadata": (2, "Any{}")},
+    "Any": {"type_url": (1, "string"), "value": (2, "bytes")},
+    "Signatures": {"signature_def": (1, "Signature{}")},
+    "Signature": {"inputs": (1, "TensorInfo{}"), "outputs": (2, "TensorInfo{}")},
+    "TensorInfo": {"dtype": (2, "int32"), "tensor_shape": (3, "Shape")},
 }
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _STRING = 7  # DataType of tensorflow/core/framework/types.proto
 _DTYPES = {1: np.float32, 3: np.int32, 4: np.uint8, 9: np.int64}
+# What JSON and `manifest.Tensor` call a type.
+NAMES = {
+    1: ("DT_FLOAT", "float32"),
+    3: ("DT_INT32", "int32"),
+    4: ("DT_UINT8", "uint8"),
+    _STRING: ("DT_STRING", "string"),
+    9: ("DT_INT64", "int64"),
+}
+_VALUES = {1: "float_val", 3: "int_val", 4: "int_val", 9: "int64_val"}
+# ModelVersionStatus.State of tensorflow_serving/apis/get_model_status.proto
+STATES = {0: "UNKNOWN", 10: "START", 20: "LOADING", 30: "AVAILABLE", 40: "UNLOADING", 50: "END"}
 
 
 def _classes():
@@ -82,6 +104,11 @@ Tensor = _FOUND["Tensor"]
 PredictRequest = _FOUND["PredictRequest"]
 PredictResponse = _FOUND["PredictResponse"]
 PredictionLog = _FOUND["PredictionLog"]
+StatusRequest = _FOUND["StatusRequest"]
+StatusResponse = _FOUND["StatusResponse"]
+MetadataRequest = _FOUND["MetadataRequest"]
+MetadataResponse = _FOUND["MetadataResponse"]
+Signatures = _FOUND["Signatures"]
 
 
 def tensor(value):
@@ -104,3 +131,23 @@ def tensor(value):
     for size in value.shape:
         made.tensor_shape.dim.add(size=size)
     return made
+
+
+def array(message):
+    """The array of a `Tensor`; texts are an array of objects, str.
+
+    Raises:
+      ValueError: another type, or another number of values than the shape asks for.
+    """
+    shape = [dim.size for dim in message.tensor_shape.dim]
+    if message.dtype == _STRING:
+        texts = [value.decode("utf-8", "replace") for value in message.string_val]
+        return np.array(texts, object).reshape(shape)
+    if message.dtype not in _DTYPES:
+        raise ValueError(f"no tensor of type {message.dtype} is read here")
+    dtype = _DTYPES[message.dtype]
+    if message.tensor_content:
+        return np.frombuffer(message.tensor_content, dtype).reshape(shape)
+    values = np.array(getattr(message, _VALUES[message.dtype]), dtype)
+    # One value, where all are the same.
+    return np.full(shape, values[0]) if len(values) == 1 else values.reshape(shape)
