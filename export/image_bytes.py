@@ -5,6 +5,7 @@ import tensorflow as tf
 from deit_tf import preprocess
 
 _HEAD = 32  # bytes in which each format but JPEG says how large it is
+_LARGEST_ASPECT = 100  # a strip is resized to a far larger one, and cropped after that
 
 
 def _number(head, start, count, big=False):
@@ -50,32 +51,31 @@ _KINDS = (
 )
 
 
-def pixels(image_bytes):
-    """How many pixels an image says it has, without decoding it.
+def sides(image_bytes):
+    """Width and height that an image says it has, without decoding it.
 
     Args:
       image_bytes: string scalar.
 
     Returns:
-      float64 scalar; 0 for what is neither JPEG, PNG, GIF nor WebP.
+      float64 [2]; zeros for what is neither JPEG, PNG, GIF nor WebP.
     """
 
     def jpeg():
-        shape = tf.cast(tf.io.extract_jpeg_shape(image_bytes), tf.float64)
-        return shape[0] * shape[1]
+        shape = tf.io.extract_jpeg_shape(image_bytes)  # height, width, channels
+        return tf.cast(tf.stack([shape[1], shape[0]]), tf.float64)
 
-    return tf.cond(tf.io.is_jpeg(image_bytes), jpeg, lambda: _pixels_of_others(image_bytes))
+    return tf.cond(tf.io.is_jpeg(image_bytes), jpeg, lambda: _sides_of_others(image_bytes))
 
 
-def _pixels_of_others(image_bytes):
-    """`pixels` of what is no JPEG."""
+def _sides_of_others(image_bytes):
+    """`sides` of what is no JPEG."""
     padded = tf.strings.substr(image_bytes, 0, _HEAD) + tf.constant(b"\0" * _HEAD)
     head = tf.io.decode_raw(tf.strings.substr(padded, 0, _HEAD), tf.uint8)  # [32]
-    count = tf.constant(0.0, tf.float64)
+    found = tf.zeros(2, tf.float64)
     for magic, size in _KINDS:
-        width, height = size(head)
-        count = tf.where(_begins(head, magic), width * height, count)
-    return count
+        found = tf.where(_begins(head, magic), tf.stack(size(head)), found)
+    return found
 
 
 def _begins(head, magic):
@@ -97,9 +97,10 @@ def view(image_bytes, manifest, max_pixels):
       uint8 [S, S, 3].
 
     Raises:
-      tf.errors.InvalidArgumentError: it is too large, damaged, or of no known format.
+      tf.errors.InvalidArgumentError: it is too large, a strip, damaged, or of no known format.
     """
-    count = pixels(image_bytes)
+    found = sides(image_bytes)
+    count = tf.reduce_prod(found)
     checks = [
         tf.debugging.Assert(
             count > 0, ["an image is neither JPEG, PNG, GIF nor WebP, or its header is damaged"]
@@ -107,6 +108,10 @@ def view(image_bytes, manifest, max_pixels):
         tf.debugging.Assert(
             count <= max_pixels,
             [f"an image has too many pixels; at most {max_pixels} are taken, and it has", count],
+        ),
+        tf.debugging.Assert(
+            tf.reduce_max(found) <= _LARGEST_ASPECT * tf.reduce_min(found),
+            [f"an image has one side more than {_LARGEST_ASPECT} times the other:", found],
         ),
     ]
     with tf.control_dependencies(checks):

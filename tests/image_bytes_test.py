@@ -32,21 +32,21 @@ def _encoded(width, height, kind, mode="RGB", **options):
         ("WebP", "RGB", {"lossless": True, "quality": 0, "method": 0}),
     ],
 )
-def test_a_header_tells_the_pixels(kind, mode, options, width, height):
-    found = image_bytes.pixels(tf.constant(_encoded(width, height, kind, mode, **options)))
-    assert found.numpy() == width * height
+def test_a_header_tells_the_sides(kind, mode, options, width, height):
+    found = image_bytes.sides(tf.constant(_encoded(width, height, kind, mode, **options)))
+    assert found.numpy().tolist() == [width, height]
 
 
-def test_what_has_no_header_has_no_pixels():
+def test_what_has_no_header_has_no_sides():
     png = _encoded(4, 4, "PNG")
     for content in (b"", b"hello", png[:7], b"RIFF    WEBPwhat", _encoded(4, 4, "BMP")):
-        assert image_bytes.pixels(tf.constant(content)).numpy() == 0
+        assert not image_bytes.sides(tf.constant(content)).numpy().any()
 
 
 def test_the_largest_numbers_do_not_overflow():
     png = bytearray(_encoded(4, 4, "PNG"))
     png[16:24] = b"\xff" * 8
-    assert image_bytes.pixels(tf.constant(bytes(png))).numpy() == float(2**32 - 1) ** 2
+    assert image_bytes.sides(tf.constant(bytes(png))).numpy().tolist() == [2**32 - 1] * 2
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +72,12 @@ def test_a_view_is_pillows(geometry):
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (_encoded(11, 10, "PNG"), "too many pixels; at most 100 are taken"),
+        (_encoded(11, 10, "PNG"), "too many pixels; at most 109 are taken"),
+        (_encoded(101, 1, "GIF"), "one side more than 100 times the other"),
         (b"GIF8", "neither JPEG, PNG, GIF nor WebP"),
         (b"%PDF-1.4", "neither JPEG, PNG, GIF nor WebP"),
     ],
 )
 def test_what_is_not_taken_is_said(content, says, geometry):
     with pytest.raises(tf.errors.InvalidArgumentError, match=says):
-        image_bytes.view(tf.constant(content), geometry, 100)
+        image_bytes.view(tf.constant(content), geometry, 109)
