@@ -5,12 +5,18 @@ RUNS ?= runs
 SEED ?= 0
 WORKERS := -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: train test test-all gpu-check lint
+.PHONY: train serve test test-all gpu-check lint
 
 # Trains the convolutional teacher on the digits, then the distilled student.
 train: .venv/installed
 	$(BIN)/python -m deit_tf.train --flagfile=deit_tf/configs/digits_teacher.flags --seed=$(SEED) --run_dir=$(RUNS)/digits_teacher
 	$(BIN)/python -m deit_tf.train --flagfile=deit_tf/configs/digits_distilled.flags --seed=$(SEED) --teacher=$(RUNS)/digits_teacher --run_dir=$(RUNS)/digits_distilled
+
+# Exports the student that `make train` has made, and names what is in a dozen test images.
+serve: .venv/installed
+	$(BIN)/python -m export.onnxmodel --run_dir=$(RUNS)/digits_distilled --output=$(RUNS)/digits.onnx --target=cpu
+	$(BIN)/python tools/digits_as_files.py $(RUNS)/digits_images
+	$(BIN)/python -m serving.predict --model=$(RUNS)/digits.onnx --top_k=3 $(RUNS)/digits_images
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest $(WORKERS)
