@@ -26,7 +26,6 @@ _OPTIONS = (
     ("grpc.max_send_message_length", -1),
     # A server that is starting is looked for often.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 

@@ -26,9 +26,12 @@ def listed(images):
 
     Args:
       images: a path, bytes of a file, or uint8 [h, w, 3]; a list of such; or uint8 [B, h, w, 3].
+
+    Raises:
+      InputError: an array of another type or rank.
     """
-    if isinstance(images, np.ndarray) and images.ndim not in (3, 4):
-        checked(images)
+    if isinstance(images, np.ndarray):
+        images = checked(images, ranks=(3, 4))
     one = isinstance(images, (str, os.PathLike, bytes)) or getattr(images, "ndim", 0) == 3
     return [images] if one else list(images)
 
@@ -76,14 +79,15 @@ def content(image):
         raise InputError(f"cannot be read: {error.strerror}") from error
 
 
-def checked(image):
-    """An array, once it is an image: uint8 [h, w, 3].
+def checked(image, ranks=(3,)):
+    """An array, once it is an image: uint8 [h, w, 3]; or one of those that `ranks` allows.
 
     Raises:
       InputError: it is none.
     """
     found = np.asarray(image)
-    if found.dtype != np.uint8 or found.ndim != 3 or found.shape[2] != 3 or not found.size:
+    sides = found.shape[-3:]
+    if found.dtype != np.uint8 or found.ndim not in ranks or sides[2] != 3 or 0 in sides:
         raise InputError(
             f"{found.dtype} {list(found.shape)} is no image; give uint8 [h, w, 3], 0–255"
         )

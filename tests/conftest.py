@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import types
 import zlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -276,3 +277,61 @@ def _finish(workers):
 def finish():
     """Function of processes: waits for them, and answers their exit codes."""
     return _finish
+
+
+@pytest.fixture(scope="session")
+def artefacts(micro_run, golden_file, tmp_path_factory):
+    """Function (size, what): the path of a run, a savedmodel or an onnx with golden weights.
+
+    Sizes are micro, and tiny: DeiT-Ti, distilled, at 224 pixels.
+    """
+    from deit_tf import convert
+    from export import onnxmodel, savedmodel
+
+    folder, made = tmp_path_factory.mktemp("artefacts"), {}
+
+    def run(size):
+        if size == "micro":
+            return micro_run
+        nowhere = {"dataset": f"folder:{folder / 'nowhere'}"}
+        file, name = golden_file("deit_tiny_distilled"), "deit_tiny_distilled_patch16_224"
+        convert.convert(file, folder / size / "run", name, nowhere)
+        return folder / size / "run"
+
+    def served(size):
+        options = {"max_pixels": 1_000_000, "with_attention": True}
+        return savedmodel.export(make(size, "run"), folder / size / "models" / size, **options)[0]
+
+    def onnx(size):
+        onnxmodel.export(make(size, "run"), folder / f"{size}.onnx", onnxmodel.Options())
+        return folder / f"{size}.onnx"
+
+    makers = {"run": run, "savedmodel": served, "onnx": onnx}
+
+    def make(size, what):
+        if (size, what) not in made:
+            made[size, what] = makers[what](size)
+        return made[size, what]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def standin(artefacts):
+    """Function ("micro" or "tiny"): a stand-in for TF Serving; grpc and rest, targets, and pid."""
+    started = {}
+
+    def start(size):
+        if size not in started:
+            model = artefacts(size, "savedmodel")
+            command = [sys.executable, "tests/standin.py", f"--model={model}", f"--name={size}"]
+            streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            process = subprocess.Popen(command, cwd=ROOT, text=True, **streams)
+            ports = json.loads(process.stdout.readline())
+            targets = {kind: f"127.0.0.1:{port}" for kind, port in ports.items()}
+            started[size] = process, types.SimpleNamespace(**targets, pid=process.pid)
+        return started[size][1]
+
+    yield start
+    for process, _ in started.values():
+        process.communicate()  # ends with its input

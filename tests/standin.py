@@ -338,7 +338,6 @@ def main():
     parser.add_argument("--model", type=pathlib.Path, required=True)
     parser.add_argument("--name", default="deit")
     parser.add_argument("--label", default="stable")
-    parser.add_argument("--tls", nargs=2, help="PEM files: the server's key and its certificate")
     arguments = parser.parse_args()
     service = Grpc(Model(arguments.model, arguments.name, arguments.label))
     options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
@@ -346,11 +345,6 @@ def main():
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(service, server)
     ports = {"grpc": server.add_insecure_port("127.0.0.1:0")}
-    if arguments.tls:
-        pair = [pathlib.Path(path).read_bytes() for path in arguments.tls]
-        ports["tls"] = server.add_secure_port(
-            "127.0.0.1:0", grpc.ssl_server_credentials([tuple(pair)])
-        )
     server.start()
     Rest.grpc = service
     rest = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Rest)
