@@ -1,6 +1,6 @@
 """Writes test images of the digits as PNG files, named by what they show.
 
-    python tools/digits_as_files.py runs/digits_images --count=12
+As `python tools/digits_as_files.py runs/digits_images --count=12`.
 """
 
 import argparse
