@@ -294,8 +294,8 @@ def artefacts(micro_run, golden_file, tmp_path_factory):
         if size == "micro":
             return micro_run
         nowhere = {"dataset": f"folder:{folder / 'nowhere'}"}
-        file, name = golden_file("deit_tiny_distilled"), "deit_tiny_distilled_patch16_224"
-        convert.convert(file, folder / size / "run", name, nowhere)
+        name = "deit_tiny_distilled_patch16_224"
+        convert.convert(golden_file(name), folder / size / "run", name, nowhere)
         return folder / size / "run"
 
     def served(size):
