@@ -177,9 +177,9 @@ def define_text(name, default, help_text):
     flags.DEFINE_string(name, default, help_text, module_name=sys.argv[0])
 
 
-def define_number(name, default, help_text):
-    """Defines a flag of the running command that is a whole number, at least 1."""
-    flags.DEFINE_integer(name, default, help_text, lower_bound=1, module_name=sys.argv[0])
+def define_number(name, default, help_text, least=1):
+    """Defines a flag of the running command that is a whole number, at least `least`."""
+    flags.DEFINE_integer(name, default, help_text, lower_bound=least, module_name=sys.argv[0])
 
 
 def define_switch(name, help_text):

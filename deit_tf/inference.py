@@ -8,6 +8,7 @@ import platform
 import keras
 
 from deit_tf import attention, checkpoint, model, rundir
+from deit_tf.config import InputError
 from deit_tf.manifest import Manifest
 
 
@@ -65,15 +66,21 @@ def open_run(run_dir, which="last", fusion=None):
       An `Inference`.
 
     Raises:
-      config.InputError: no such run, no checkpoint yet, or no DeiT.
+      InputError: no such run, no checkpoint yet, no DeiT, one that was trained on meanwhile, or
+        names of classes that are no text.
     """
     rundir.check_deit(run_dir, which)
-    record, path = rundir.read_config(run_dir), rundir.weights_path(run_dir, which)
+    record = rundir.read_config(run_dir)
     config = record["config"]
+    _check_names(record["classes"])
+    _check_names(record["labels"])
     if fusion:
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, fusion=fusion))
     keras.config.set_dtype_policy("float32")
+    weights = _weights(run_dir, which)
     network = checkpoint.load(run_dir, which)
+    if _weights(run_dir, which) != weights:
+        raise InputError(f"{run_dir} has another checkpoint by now: it is being trained; try again")
     facts = config.network
     manifest = Manifest(
         model=config.model,
@@ -87,13 +94,34 @@ def open_run(run_dir, which="last", fusion=None):
         source={
             "run_dir": pathlib.Path(run_dir).absolute().name,
             "checkpoint": which,
-            "weights": str(path.relative_to(run_dir)),
-            "weights_sha256": rundir.digest(path),
+            **weights,
             "average": bool(config.optimizer.ema_decay),
         },
         versions=versions(),
     )
     return Inference(network, manifest)
+
+
+def _weights(run_dir, which):
+    """Which file the weights are, and what is in it."""
+    path = rundir.weights_path(run_dir, which)
+    try:
+        digest = rundir.digest(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    return {"weights": str(path.relative_to(run_dir)), "weights_sha256": digest}
+
+
+def _check_names(names):
+    """Raises InputError where a name cannot be written down: folders may be called anything."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"the class {name!r} is no UTF-8 text; give names by --labels=FILE to train or"
+                " convert, or rename its folder"
+            ) from error
 
 
 def versions(*packages):

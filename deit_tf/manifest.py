@@ -9,6 +9,7 @@ import json
 from deit_tf.config import InputError
 
 KEY = "deit_tf.manifest"
+PRECISIONS = ("float32", "float16", "int8")
 FORMAT = 1
 FILTER = "bicubic, antialiased"  # Pillow's BICUBIC, TensorFlow's bicubic with antialias=True
 
@@ -53,6 +54,7 @@ class Manifest:
       labels: the names that people read.
       precision: "float32", "float16" or "int8".
       target: what it was made for: "savedmodel", "portable", "cpu" or "cuda".
+      max_pixels: of a larger encoded image it decodes nothing; 0 where it takes pixels alone.
       signatures: {name: `Signature`}; "pixels" is always there.
       source: where the weights are from: run directory, checkpoint, its SHA-256, whether they are a
         moving average.
@@ -72,6 +74,7 @@ class Manifest:
     versions: dict
     precision: str = "float32"
     target: str = ""
+    max_pixels: int = 0
     signatures: dict = dataclasses.field(default_factory=dict)
     digest: str = ""
     filter: str = FILTER
@@ -104,8 +107,11 @@ def from_json(text, source):
             for name, found in values["signatures"].items()
         }
         tuples = {name: tuple(values[name]) for name in ("mean", "std", "classes", "labels")}
-        return Manifest(**{**values, **tuples, "signatures": signatures})
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        found = Manifest(**{**values, **tuples, "signatures": signatures})
+        if found.precision not in PRECISIONS or not isinstance(found.source, dict):
+            raise ValueError(f"precision {found.precision!r}, source {found.source!r}")
+        return found
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{source} has a manifest that cannot be read: {error!r}") from error
 
 

@@ -16,6 +16,8 @@ from deit_tf.config import InputError
 from export import served
 from serving.onnx_session import OnnxSession
 
+_REQUEST = 256  # images
+
 
 class SavedModel:
     """A SavedModel.
@@ -107,7 +109,10 @@ class Network(keras.Model):
         return {"cls": tf.ensure_shape(logits, (None, len(self.opened.manifest.classes)))}
 
     def _ask(self, image):
-        return self.opened.call("pixels", image)["logits"]
+        """Logits, asked for in parts: one request takes so many images at most."""
+        starts = range(0, len(image), _REQUEST)
+        parts = [self.opened.call("pixels", image[i : i + _REQUEST])["logits"] for i in starts]
+        return np.concatenate(parts)
 
 
 def find(path):
@@ -132,17 +137,21 @@ def find(path):
     return path / str(max(versions))
 
 
-def open_artefact(path, device="cpu"):
+def open_artefact(path, device=None):
     """A `SavedModel` or an `OnnxFile`.
 
     Args:
       path: what `find` gave.
-      device: "cpu" or "cuda", for an ONNX file.
+      device: "cpu" or "cuda", for an ONNX file; None is the CPU.
 
     Raises:
-      InputError: it is none of ours, or does not load.
+      InputError: it is none of ours, does not load, or its device is not to be chosen.
     """
-    return OnnxFile(path, device) if path.is_file() else SavedModel(path)
+    if path.is_file():
+        return OnnxFile(path, device or "cpu")
+    if device:
+        raise InputError(f"{path} is a SavedModel: TensorFlow chooses its device; leave it away")
+    return SavedModel(path)
 
 
 def read_manifest(path):
@@ -159,10 +168,12 @@ def read_manifest(path):
     """
     try:
         if path.is_file():
-            text = {each.key: each.value for each in onnx.load(path).metadata_props}[manifests.KEY]
+            text = {
+                each.key: each.value for each in onnx.load(path, format="protobuf").metadata_props
+            }[manifests.KEY]
         else:
             text = (path / served.MANIFEST).read_text("utf-8")
-    except (OSError, KeyError, DecodeError) as error:
+    except (OSError, KeyError, UnicodeDecodeError, DecodeError) as error:
         raise InputError(f"{path} has no manifest of ours; export it anew") from error
     return manifests.from_json(text, path)
 
@@ -174,7 +185,7 @@ def digest_of(path):
       path: what `find` gave.
     """
     if path.is_file():
-        return digest_of_graph(onnx.load(path))
+        return digest_of_graph(onnx.load(path, format="protobuf"))
     files = sorted(each.relative_to(path) for each in path.rglob("*") if each.is_file())
     files = [each for each in files if str(each) != served.MANIFEST]
     lines = [f"{each} {rundir.digest(path / each)}" for each in files]

@@ -6,12 +6,12 @@ from deit_tf import flags, report
 from deit_tf.config import Config, DataConfig, InputError, network
 
 
-def evaluate(path, device="cpu", **data):
+def evaluate(path, device=None, **data):
     """Measures an artefact on the evaluation images of a data set.
 
     Args:
       path: a SavedModel's folder, or an ONNX file.
-      device: "cpu" or "cuda", for an ONNX file.
+      device: "cpu" or "cuda", for an ONNX file; None is the CPU.
       **data: fields of `config.DataConfig`; the crop is the artefact's own unless it is given.
 
     Returns:
@@ -56,7 +56,7 @@ def main(argv):
 
 if __name__ == "__main__":
     flags.define_text("artefact", None, "A SavedModel's folder, or an ONNX file.")
-    flags.define_text("device", "cpu", "What an ONNX file runs on: cpu or cuda.")
+    flags.define_text("device", None, "What an ONNX file runs on: cpu (default) or cuda.")
     flags.define_data()
     flags.define_switch("json", "Answer one line of JSON.")
     flags.run(main)

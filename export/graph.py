@@ -101,8 +101,13 @@ class Graph:
         return self.add("Slice", [x, *ends], name)
 
     def replace(self, old, new):
-        """Everyone who took the tensor `old` takes `new`; an output of the graph keeps its name."""
+        """Everyone who took the tensor `old` takes `new`; an output of the graph keeps its name.
+
+        What makes `new` may be made of `old`, and goes on to be.
+        """
         for node in self.nodes:
+            if new in node.output:
+                continue
             for i, name in enumerate(node.input):
                 if name == old:
                     node.input[i] = new

@@ -1,11 +1,15 @@
-"""Encoded images in a served graph: one that is too large is refused before it is decoded."""
+"""Encoded images in a served graph: one that is too large is refused before it is decoded.
+
+JPEG, PNG and WebP. A GIF's frame may be larger than its header says, and TensorFlow decodes every
+frame of it.
+"""
 
 import tensorflow as tf
 
 from deit_tf import preprocess
 
-_HEAD = 32  # bytes in which each format but JPEG says how large it is
-_LARGEST_ASPECT = 100  # a strip is resized to a far larger one, and cropped after that
+_HEAD = 32  # bytes in which PNG and WebP say how large they are
+LARGEST_ASPECT = 100  # a strip is resized to a far larger one, and cropped after that
 
 
 def _number(head, start, count, big=False):
@@ -18,11 +22,6 @@ def _number(head, start, count, big=False):
 def _png(head):
     """Width and height. Reference: PNG specification, section 11.2.2 (IHDR)."""
     return _number(head, 16, 4, big=True), _number(head, 20, 4, big=True)
-
-
-def _gif(head):
-    """Width and height of the canvas. Reference: GIF89a, section 18."""
-    return _number(head, 6, 2), _number(head, 8, 2)
 
 
 def _webp_extended(head):
@@ -44,7 +43,6 @@ def _webp_lossy(head):
 _RIFF = {8: b"WEBP"}
 _KINDS = (
     ({0: b"\x89PNG\r\n\x1a\n", 12: b"IHDR"}, _png),
-    ({0: b"GIF8"}, _gif),
     ({**_RIFF, 12: b"VP8X"}, _webp_extended),
     ({**_RIFF, 12: b"VP8L"}, _webp_lossless),
     ({**_RIFF, 12: b"VP8 "}, _webp_lossy),
@@ -58,7 +56,7 @@ def sides(image_bytes):
       image_bytes: string scalar.
 
     Returns:
-      float64 [2]; zeros for what is neither JPEG, PNG, GIF nor WebP.
+      float64 [2]; zeros for what is neither JPEG, PNG nor WebP.
     """
 
     def jpeg():
@@ -103,15 +101,15 @@ def view(image_bytes, manifest, max_pixels):
     count = tf.reduce_prod(found)
     checks = [
         tf.debugging.Assert(
-            count > 0, ["an image is neither JPEG, PNG, GIF nor WebP, or its header is damaged"]
+            count > 0, ["an image is neither JPEG, PNG nor WebP, or its header is damaged"]
         ),
         tf.debugging.Assert(
             count <= max_pixels,
             [f"an image has too many pixels; at most {max_pixels} are taken, and it has", count],
         ),
         tf.debugging.Assert(
-            tf.reduce_max(found) <= _LARGEST_ASPECT * tf.reduce_min(found),
-            [f"an image has one side more than {_LARGEST_ASPECT} times the other:", found],
+            tf.reduce_max(found) <= LARGEST_ASPECT * tf.reduce_min(found),
+            [f"an image has one side more than {LARGEST_ASPECT} times the other:", found],
         ),
     ]
     with tf.control_dependencies(checks):

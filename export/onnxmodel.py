@@ -11,7 +11,6 @@ from deit_tf import flags
 from deit_tf import manifest as manifests
 from deit_tf.config import InputError
 
-PRECISIONS = ("float32", "float16", "int8")
 TARGETS = ("portable", "cpu", "cuda")
 _CONVERTED = 18  # tf2onnx's newest opset; in older ones its norms cannot be told
 _OPSET, _OPSET_OF_ATTENTION = 20, 23
@@ -42,19 +41,21 @@ def export(run_dir, output, options, which="last", fusion=None):
     if path.is_dir():
         raise InputError(f"{path} is a folder; give --output=FILE.onnx")
 
-    from deit_tf import inference
-    from export import verify
-
-    found = inference.open_run(run_dir, which, fusion)
-    model = build(found, options)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
+    with rundir.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(model.SerializeToString())
+        part.touch()
+    try:
+        from deit_tf import inference
+        from export import verify
+
+        found = inference.open_run(run_dir, which, fusion)
+        model = build(found, options)
+        with rundir.writing(path):
+            part.write_bytes(model.SerializeToString())
         line = verify.verify(part, found, run_dir)
-        os.replace(part, path)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error}") from error
+        with rundir.writing(path):
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
     return line
@@ -81,7 +82,7 @@ class Options:
     standard_attention: bool = False
 
     def __post_init__(self):
-        for name, allowed in (("precision", PRECISIONS), ("target", TARGETS)):
+        for name, allowed in (("precision", manifests.PRECISIONS), ("target", TARGETS)):
             value = getattr(self, name)
             if value not in allowed:
                 raise InputError(f"{name} is {value!r}; choose one of {', '.join(allowed)}")
@@ -133,6 +134,7 @@ def build(found, options):
     for rewrite in _passes(options):
         rewrite(rewritten)
     rewritten.tidy()
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, True)
     _name(model)
     model = precision.convert(model, options.precision)
     if options.target == "portable":

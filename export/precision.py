@@ -40,7 +40,9 @@ def _half(model):
             value = numpy_helper.to_array(tensor).astype(np.float16)
             tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
     for node in list(graph.nodes):
-        if node.op_type == "Cast" and graph.attribute(node.output[0], "to") == TensorProto.FLOAT:
+        if node.op_type != "Cast" or node.name in names:
+            continue
+        if graph.attribute(node.output[0], "to") == TensorProto.FLOAT:
             node.attribute[0].i = TensorProto.FLOAT16
     for node in kept:
         for i, name in enumerate(node.input):

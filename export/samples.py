@@ -1,5 +1,6 @@
 """Real images on which an artefact proves itself."""
 
+import math
 import pathlib
 
 import numpy as np
@@ -8,27 +9,42 @@ import tensorflow as tf
 
 from deit_tf import preprocess, rundir, source
 from deit_tf.config import InputError
+from export import image_bytes
 
 
-def encoded(run_dir, count):
+def encoded(run_dir, count, max_pixels=math.inf):
     """Encoded images: two photographs, and those that the run is evaluated on, where they are here.
 
     Args:
       run_dir: the run directory.
       count: how many, if there are as many.
+      max_pixels: that one of them may have.
 
     Returns:
-      A list of texts of bytes; without the run's data they are parts of the photographs.
+      A list of texts of bytes; without the run's data they are parts of the photographs. What is
+      not served (damaged, too large, a strip, of another format) is left out.
     """
     photographs = _photographs()[:count]
     config = rundir.read_config(run_dir)["config"].data
     try:
         records = source.open_source(config, training=False).eval
+        wanted = min(count - len(photographs), len(records))
+        places = np.linspace(0, len(records) - 1, wanted).astype(int)
+        others = [row["image"] for row in records.__getitems__(places.tolist())]
     except InputError:  # a published network's ImageNet is rarely where it is exported
-        return photographs + _parts(photographs, count - len(photographs))
-    wanted = min(count - len(photographs), len(records))
-    places = np.linspace(0, len(records) - 1, wanted).astype(int)
-    return photographs + [row["image"] for row in records.__getitems__(places.tolist())]
+        others = _parts(photographs, count - len(photographs))
+    return [image for image in photographs + others if _is_served(image, max_pixels)]
+
+
+def _is_served(image, max_pixels):
+    """Whether an image is of those that are answered."""
+    try:
+        preprocess.decode(image)
+    except tf.errors.InvalidArgumentError:
+        return False
+    sides = image_bytes.sides(tf.constant(image)).numpy()
+    strip = sides.max() > image_bytes.LARGEST_ASPECT * sides.min()
+    return 0 < sides.prod() <= max_pixels and not strip
 
 
 def pixels(images, manifest):

@@ -38,26 +38,28 @@ def export(run_dir, output, which="last", fusion=None, **options):
     rundir.check_deit(run_dir, which)
     folder = pathlib.Path(output).absolute()
 
-    from deit_tf import inference
-    from export import artefact, served, verify
-
-    found = inference.open_run(run_dir, which, fusion)
-    part = None
-    try:
+    with rundir.writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # A server looks at folders whose names are numbers alone.
         part = pathlib.Path(tempfile.mkdtemp(dir=folder, prefix="writing."))
         part.chmod(0o755)
-        manifest = served.write(found, part, served.Options(**options))
-        manifest = dataclasses.replace(manifest, digest=artefact.digest_of(part))
-        (part / served.MANIFEST).write_text(manifest.to_json(), "utf-8")
+    try:
+        from deit_tf import inference
+        from export import artefact, served, verify
+
+        wanted = served.Options(**options)
+        found = inference.open_run(run_dir, which, fusion)
+        with rundir.writing(folder):
+            # TensorFlow's own words for a full disk would be a page.
+            rundir.reserve(part, 2 * rundir.weights_path(run_dir, which).stat().st_size)
+            manifest = served.write(found, part, wanted)
+            manifest = dataclasses.replace(manifest, digest=artefact.digest_of(part))
+            (part / served.MANIFEST).write_text(manifest.to_json(), "utf-8")
         line = verify.verify(part, found, run_dir)
-        return _publish(part, folder), line
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error}") from error
+        with rundir.writing(folder):
+            return _publish(part, folder), line
     finally:
-        if part:
-            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _publish(part, folder):
@@ -101,6 +103,6 @@ if __name__ == "__main__":
     flags.define_number("top_k", 5, "Classes that are named in an answer.")
     flags.define_number("max_pixels", 50_000_000, "A larger image is refused, undecoded.")
     flags.define_number("max_batch_size", 32, "Images that the network sees at once.")
-    flags.define_number("batch_timeout_micros", 1000, "How long a request waits for others.")
+    flags.define_number("batch_timeout_micros", 1000, "How long a request waits for others.", 0)
     flags.define_switch("with_attention", "Whether there is a signature with attention maps.")
     flags.run(main)

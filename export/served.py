@@ -1,21 +1,22 @@
 """The graph that TF Serving serves: its signatures, and what lies beside them."""
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
 import tensorflow as tf
 from absl import logging
 
-from deit_tf.manifest import Signature, Tensor
+from deit_tf.manifest import InputError, Signature, Tensor
 from export import image_bytes as encoded
 from serving import wire
 
 MANIFEST = "assets.extra/manifest.json"
 WARM_UP = "assets.extra/tf_serving_warmup_requests"
 _THREADS = 4  # batches that the network works on at once
-_LARGEST_REQUEST = 1024  # images
-_WAITING = 64  # batches that wait; what comes then is refused as UNAVAILABLE
+LARGEST_REQUEST = 1024  # images
+_WAITING = 64  # batches that wait, at least; what comes then is refused as UNAVAILABLE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Options:
       max_batch_size: images that the network sees at once, those of several requests together.
       batch_timeout_micros: how long a request waits for others.
       with_attention: whether there is a signature `attention`.
+
+    Raises:
+      InputError: a number out of its range.
     """
 
     top_k: int = 5
@@ -35,6 +39,19 @@ class Options:
     max_batch_size: int = 32
     batch_timeout_micros: int = 1000
     with_attention: bool = False
+
+    def __post_init__(self):
+        ranges = {
+            "top_k": (1, math.inf),
+            "max_pixels": (1, math.inf),
+            "max_batch_size": (1, LARGEST_REQUEST),
+            "batch_timeout_micros": (0, math.inf),
+        }
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                bound = "" if most == math.inf else f", at most {most}"
+                raise InputError(f"{name} is {value}; give {least} or more{bound}")
 
 
 def batch_sizes(largest):
@@ -66,7 +83,12 @@ def write(found, folder, options):
     logging.set_verbosity(before)
     (folder / MANIFEST).parent.mkdir()
     _write_warm_up(folder, signatures, found.manifest.image_size, options.max_batch_size)
-    return dataclasses.replace(found.manifest, target="savedmodel", signatures=signatures)
+    return dataclasses.replace(
+        found.manifest,
+        target="savedmodel",
+        signatures=signatures,
+        max_pixels=options.max_pixels,
+    )
 
 
 def _endpoints(found, options):
@@ -74,7 +96,7 @@ def _endpoints(found, options):
     side = found.manifest.image_size
     image_bytes = tf.TensorSpec((None,), tf.string, "image_bytes")
     image = tf.TensorSpec((None, side, side, 3), tf.uint8, "image")
-    answer = _batched(found.answer, image, options)
+    answer = _batched("answer", found.answer, image, options)
     name = _naming(found.manifest.labels, options.top_k)
 
     def seen(image_bytes):
@@ -98,7 +120,7 @@ def _endpoints(found, options):
     if options.with_attention:
         asked["attention"] = found.attention
     for which, function in asked.items():
-        endpoints[which] = _after(seen, _batched(function, image, options)), image_bytes
+        endpoints[which] = _after(seen, _batched(which, function, image, options)), image_bytes
     return {
         which: (tf.function(function, input_signature=[spec]), spec)
         for which, (function, spec) in endpoints.items()
@@ -110,23 +132,26 @@ def _after(first, then):
     return lambda image_bytes: then(first(image_bytes))
 
 
-def _batched(function, spec, options):
+def _batched(which, function, spec, options):
     """A function of images that sees those of several requests together.
 
-    Only this is batched, and after decoding: a bad image fails in its own request.
+    Only this is batched, and after decoding: a bad image fails in its own request. `which` names
+    its queue: TensorFlow puts requests together by the scope in which they are batched.
     """
+    waiting = max(_WAITING, math.ceil(LARGEST_REQUEST / options.max_batch_size))
     shapes = tf.function(function).get_concrete_function(spec).structured_outputs
     together = tf.nondifferentiable_batch_function(
         num_batch_threads=_THREADS,
-        max_batch_size=_LARGEST_REQUEST,  # which is cut into batches of the allowed sizes
+        max_batch_size=LARGEST_REQUEST,  # which is cut into batches of the allowed sizes
         batch_timeout_micros=options.batch_timeout_micros,
         allowed_batch_sizes=batch_sizes(options.max_batch_size),
-        max_enqueued_batches=_WAITING,
+        max_enqueued_batches=waiting,
         enable_large_batch_splitting=True,
     )(function)
 
     def run(image):
-        answered = together(image)  # of shapes that the operator does not tell
+        with tf.name_scope(which):
+            answered = together(image)  # of shapes that the operator does not tell
         return {name: tf.ensure_shape(answered[name], shapes[name].shape) for name in shapes}
 
     return run

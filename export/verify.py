@@ -6,6 +6,7 @@ it; operators that a server lacks; values on real images; and from encoded image
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from deit_tf.config import InputError
 
 BATCHES = (1, 3, 32)  # and 32 again, until all images are through
 IMAGES = sum(BATCHES)
+_FEW = 4  # images, of what is not for decisions
 END_TO_END = 5e-3  # of the largest logit, from an encoded image
 
 
@@ -101,25 +103,34 @@ def verify(path, found, run_dir, images=IMAGES):
     _check_signatures(path, opened)
     if isinstance(opened, artefact.SavedModel):
         _check_operators(path, opened.graph.graph_def)
-    images = samples.encoded(run_dir, images)
+    limit = opened.manifest.max_pixels or math.inf  # which are pixels alone
+    images = samples.encoded(run_dir, images, limit)
+    if not images:
+        raise VerificationError(
+            f"max_pixels is {limit}: none of the images that would be compared is as small; give"
+            " more"
+        )
     pixels = samples.pixels(images, found.manifest)
     expected = _together([found.answer(part) for part in _batches(pixels)])
     line = _check_values(path, opened, pixels, expected)
     if "serving_default" in opened.manifest.signatures:
         _check_end_to_end(path, opened, images, expected)
+    _check_the_rest(path, opened, found, images[:_FEW], pixels[:_FEW])
     return line
 
 
 def _check_same_run(path, theirs, ours):
     """Raises VerificationError where an artefact is from other weights, or is told of otherwise."""
     names = [field.name for field in dataclasses.fields(ours)]
-    for name in set(names) - {"signatures", "precision", "target", "versions", "digest"}:
+    artefacts_own = {"signatures", "precision", "target", "max_pixels", "versions", "digest"}
+    for name in [name for name in names if name not in artefacts_own]:
         one, other = getattr(theirs, name), getattr(ours, name)
         if name == "source":
-            one, other = one.get("weights_sha256"), other["weights_sha256"]
+            name, one, other = "weights_sha256", *(of.get("weights_sha256") for of in (one, other))
         if one != other:
             raise VerificationError(
-                f"{path} is not of this run: its {name} is {_short(one)}, not {_short(other)}"
+                f"{path} is not of this run's {ours.source['checkpoint']} checkpoint: its {name} is"
+                f" {_short(one)}, not {_short(other)}"
             )
 
 
@@ -214,8 +225,7 @@ def _together(answers):
 def _check_end_to_end(path, opened, images, expected):
     """Raises PreprocessingError where encoded images are answered otherwise."""
     answered = _together([opened.call("serving_default", part) for part in _batches(images)])
-    logits = np.log(np.maximum(answered["probabilities"], 1e-37))
-    error = _error(_centred(logits), _centred(expected["logits"]))
+    error = _error(_as_logits(answered["probabilities"]), _as_logits(expected["probabilities"]))
     if not error <= END_TO_END:
         raise PreprocessingError(
             f"{path}: from encoded images logits are {error:.1e} of the largest off; at most"
@@ -234,9 +244,32 @@ def _check_end_to_end(path, opened, images, expected):
         raise ValuesError(f"{path}: class_ids, class_names and scores are not the largest ones")
 
 
+def _check_the_rest(path, opened, found, images, pixels):
+    """Raises ValuesError where tokens or maps of attention are others."""
+    told, allowed = opened.manifest.signatures, TOLERANCES[opened.manifest.precision].error
+    pairs = [
+        (opened.call(name, images), getattr(found, name)(pixels))
+        for name in ("features", "attention")
+        if name in told
+    ]
+    if "attention_cls" in told["pixels"].outputs:
+        maps = found.attention(pixels)
+        expected = {f"attention_{name}": value for name, value in maps.items()}
+        pairs.append((opened.call("pixels", pixels), expected))
+    for answered, expected in pairs:
+        for name, value in expected.items():
+            error = _error(answered[name], np.asarray(value))
+            if not error <= allowed:
+                raise ValuesError(
+                    f"{path} answers another {name}: {error:.1e} of the largest off; {allowed:.0e}"
+                    f" is asked of {opened.manifest.precision}"
+                )
+
+
 def _error(found, expected):
-    """Largest difference, of the largest expected."""
-    return float(np.max(np.abs(found - expected)) / np.max(np.abs(expected)))
+    """Largest difference, of the largest expected; 0 where both are 0 everywhere."""
+    difference = float(np.max(np.abs(found - expected)))
+    return difference and difference / float(np.max(np.abs(expected)))
 
 
 def _softmax(logits):
@@ -244,8 +277,9 @@ def _softmax(logits):
     return shifted / shifted.sum(-1, keepdims=True)
 
 
-def _centred(logits):
+def _as_logits(probabilities):
     """Logits whose mean is 0, which is all that probabilities tell of them."""
+    logits = np.log(np.maximum(probabilities, 1e-37))
     return logits - logits.mean(-1, keepdims=True)
 
 
@@ -258,19 +292,20 @@ def main(argv):
             raise InputError(f"no {name}; give --run_dir=DIR and --artefact=PATH")
     from deit_tf import rundir
 
-    rundir.check_deit(given.run_dir, given.checkpoint)
+    rundir.check_deit(given.run_dir, given.checkpoint or "last")
 
     from deit_tf import inference
     from export import artefact
 
     told = artefact.read_manifest(artefact.find(given.artefact))
-    found = inference.open_run(given.run_dir, given.checkpoint, told.fusion or None)
+    which = given.checkpoint or told.source.get("checkpoint", "last")
+    found = inference.open_run(given.run_dir, which, told.fusion or None)
     print(f"{given.artefact}: {verify(given.artefact, found, given.run_dir, given.images)}")
 
 
 if __name__ == "__main__":
     flags.define_text("run_dir", None, "The run directory that it is from.")
     flags.define_text("artefact", None, "A SavedModel's folder, or an ONNX file.")
-    flags.define_text("checkpoint", "last", "Which weights of the run: last or best.")
+    flags.define_text("checkpoint", None, "Which weights: last or best; default: the artefact's.")
     flags.define_number("images", IMAGES, "How many are compared, if there are as many.")
     flags.run(main)

@@ -15,10 +15,10 @@ from PIL import Image
 from deit_tf import manifest as manifests
 from deit_tf.manifest import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_PIXELS = 50_000_000
 _BICUBIC, _REACH = Image.Resampling.BICUBIC, 2  # pixels to each side
-_FORMATS = ("JPEG", "PNG", "GIF", "WEBP")
+_FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 def listed(images):
@@ -95,7 +95,7 @@ def checked(image, ranks=(3,)):
 
 
 def decode(encoded, max_pixels=MAX_PIXELS):
-    """Decodes JPEG, PNG, WebP or GIF (first frame) as RGB, as `deit_tf.preprocess` does.
+    """Decodes JPEG, PNG or WebP as RGB, as `deit_tf.preprocess` does.
 
     Grey, CMYK, palette and 16-bit files too, but no animated WebP. Alpha is dropped, EXIF's
     orientation is not applied.
@@ -116,7 +116,7 @@ def decode(encoded, max_pixels=MAX_PIXELS):
         image.load()
     except Image.UnidentifiedImageError as error:
         raise InputError(
-            "it is neither JPEG, PNG, GIF nor WebP, or its header is damaged"
+            "it is neither JPEG, PNG nor WebP, or its header is damaged"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"it has too many pixels; at most {max_pixels} are taken") from error

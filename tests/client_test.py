@@ -124,9 +124,9 @@ def test_bad_images_are_told_of_and_the_others_are_answered(client):
     found = client.predict(images)
     says = {
         1: "Invalid JPEG data",
-        2: "neither JPEG, PNG, GIF nor WebP",
+        2: "neither JPEG, PNG nor WebP",
         4: "cannot be read: No such file",
-        6: "neither JPEG, PNG, GIF nor WebP",
+        6: "neither JPEG, PNG nor WebP",
         8: "float64 [64, 64, 3] is no image",
     }
     for i, one in enumerate(found):

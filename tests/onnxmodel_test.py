@@ -20,7 +20,10 @@ KINDS = [
     {"standard_attention": True},
     {"with_attention": True},
     {"precision": "float16"},
+    {"precision": "float16", "with_attention": True},
+    {"precision": "float16", "standard_attention": True},
     {"precision": "int8"},
+    {"precision": "int8", "with_attention": True},
     {"target": "cpu"},
     {"target": "cpu", "precision": "int8"},
     {"target": "cpu", "with_attention": True},
@@ -71,6 +74,16 @@ def test_answers_as_its_run(kind, exported, found, pixels):
         assert answered["logits"].dtype == answered["probabilities"].dtype == np.float32
         error = np.max(np.abs(answered["logits"] - expected[:batch]))
         assert error <= allowed * np.max(np.abs(expected))
+
+
+@pytest.mark.parametrize("target", ["portable", "cuda"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+def test_the_mean_of_the_softmaxes_is_exported_too(target, precision, micro_run, tmp_path):
+    if (target, precision) == ("cuda", "int8"):
+        return  # refused, see below
+    options, path = onnxmodel.Options(precision, target), tmp_path / "deit.onnx"
+    onnxmodel.export(micro_run, path, options, fusion="softmax")
+    assert OnnxSession(path).manifest.fusion == "softmax"
 
 
 def test_names_types_and_manifest(exported, found):
@@ -195,6 +208,13 @@ def _break_the_gelu(model):
             node.op_type = "Erfc"  # as tf2onnx leaves what it does not know, and exits 0
 
 
+def _turn_a_map(model):
+    node = next(each for each in model.graph.node if "attention_dist" in each.output)
+    node.output[0] = "before"
+    turn = helper.make_node("Transpose", ["before"], ["attention_dist"], perm=(0, 2, 1))
+    model.graph.node.append(turn)
+
+
 def _change_a_shape(model):
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 8
 
@@ -212,6 +232,11 @@ def _change_a_shape(model):
 def test_what_differs_is_refused_by_its_name(change, error, edited, found, micro_run):
     with pytest.raises(error):
         verify.verify(edited(change), found, micro_run)
+
+
+def test_another_map_is_refused(edited, found, micro_run):
+    with pytest.raises(verify.ValuesError, match="answers another attention_dist"):
+        verify.verify(edited(_turn_a_map, {"with_attention": True}), found, micro_run)
 
 
 def test_int8_may_be_off_but_must_decide_alike(edited, found, micro_run, pixels):
@@ -255,6 +280,7 @@ def test_the_commands(micro_run, command, tmp_path):
         ((f"--run_dir={tmp_path}", "--output=x.onnx"), "is no run directory"),
         ((f"--run_dir={micro_run}", f"--output={tmp_path}"), "is a folder"),
         ((f"--run_dir={micro_run}", "--output=x.onnx", "--target=gpu"), "choose one of portable"),
+        ((f"--run_dir={micro_run}", f"--output={path}/x.onnx"), "can no longer be written"),
     ):
         answer = command("export.onnxmodel", *flags)
         assert answer.returncode == 1
@@ -280,3 +306,18 @@ def test_accuracy_of_the_artefact_itself(exported, digits_config, data_dir, comm
     for name in ("top1", "top5"):
         assert measured["artefact"][name] == expected["fused"][name]
     assert abs(measured["artefact"]["loss"] - expected["fused"]["loss"]) <= 1e-5
+
+
+def test_the_version_of_the_file_fits_its_operators(exported):
+    for kind, version in (({}, 9), ({"standard_attention": True}, 11)):
+        assert onnx.load(exported(kind)[0]).ir_version >= version
+
+
+def test_a_name_that_is_no_text_is_named(micro_run, tmp_path):
+    shutil.copytree(micro_run, tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    record = json.loads(path.read_text())
+    record["labels"][2] = "caf\udce9"  # as a folder is called in Latin-1
+    path.write_text(json.dumps(record))
+    with pytest.raises(config.InputError, match=r"'caf\\udce9' is no UTF-8 text; give names"):
+        inference.open_run(tmp_path / "run")

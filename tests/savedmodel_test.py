@@ -44,7 +44,7 @@ def opened(exported):
 
 @pytest.fixture(scope="module")
 def images(micro_run):
-    return samples.encoded(micro_run, verify.IMAGES)
+    return samples.encoded(micro_run, verify.IMAGES, OPTIONS["max_pixels"])
 
 
 def test_a_version_is_there_whole_with_all_it_needs(exported):
@@ -121,6 +121,45 @@ def test_a_bad_image_fails_alone_among_concurrent_requests(opened, images):
             assert "Invalid JPEG data" in bad
 
 
+def test_concurrent_requests_of_all_kinds_get_their_own_answers(opened, images):
+    names = tuple(opened.manifest.signatures)
+    sent = {
+        name: samples.pixels(images[:1], opened.manifest) if name == "pixels" else images[:1]
+        for name in names
+    }
+    expected = {name: opened.call(name, sent[name]) for name in names}
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        asked = names * 20
+        for name, answered in zip(
+            asked, pool.map(lambda name: opened.call(name, sent[name]), asked), strict=True
+        ):
+            assert set(answered) == set(expected[name])
+            for key, value in answered.items():
+                if value.dtype != object:
+                    np.testing.assert_allclose(value, expected[name][key], atol=1e-5)
+
+
+def test_the_largest_request_is_answered(opened, images):
+    pixels = samples.pixels(images[:2], opened.manifest)
+    many = np.tile(pixels, (served.LARGEST_REQUEST // 2, 1, 1, 1))
+    answered = opened.call("pixels", many)["logits"]
+    np.testing.assert_allclose(answered[-2:], answered[:2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_batch_size": 1025}, "max_batch_size is 1025; give 1 or more, at most 1024"),
+        ({"batch_timeout_micros": -1}, "batch_timeout_micros is -1; give 0 or more"),
+        ({"max_pixels": 1000}, "max_pixels is 1000: none of the images that would be compared"),
+    ],
+)
+def test_options_out_of_range_are_one_line_and_leave_nothing(options, says, micro_run, tmp_path):
+    with pytest.raises(config.InputError, match=says):
+        savedmodel.export(micro_run, tmp_path / "models", **options)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
 def _bomb(side):
     """A PNG of so many black pixels a side, deflated to next to nothing."""
 
@@ -188,7 +227,7 @@ def test_nothing_in_it_must_be_compiled_or_is_python(opened):
     assert not any("PyFunc" in kind for kind in kinds)
 
 
-def _write(found, folder, told=None):
+def _write(found, folder):
     """A SavedModel as it is written, without proof."""
     folder.mkdir()
     manifest = served.write(found, folder, served.Options(max_batch_size=2))
@@ -266,6 +305,13 @@ def edited(exported, tmp_path):
     return edit
 
 
+def test_other_tokens_are_refused(found, micro_run, tmp_path):
+    other = inference.Inference(found.network, found.manifest)
+    other.features = lambda image: {k: -v for k, v in found.features(image).items()}
+    with pytest.raises(verify.ValuesError, match="answers another cls"):
+        verify.verify(_write(other, tmp_path / "model"), found, micro_run)
+
+
 def test_an_output_renamed_is_refused(edited, found, micro_run):
     def rename(graph):
         outputs = graph.signature_def["pixels"].outputs
@@ -307,7 +353,7 @@ def test_another_run_is_told(exported, found, micro_run, tmp_path):
     network.head.bias.assign_add(keras.ops.ones_like(network.head.bias))
     network.save_weights(tmp_path / "other" / "network.weights.h5")
     other = inference.open_run(tmp_path / "other")
-    with pytest.raises(verify.VerificationError, match="is not of this run: its source is"):
+    with pytest.raises(verify.VerificationError, match="checkpoint: its weights_sha256 is"):
         verify.verify(exported, other, tmp_path / "other")
 
 
