@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+from tensorflow_serving.config import model_server_config_pb2
 
 from export import artefact, samples, savedmodel, served
 
@@ -308,14 +309,10 @@ def test_every_flag_on_the_page_is_known():
     assert set(re.findall(r"(?<!-)--(\w+)", rest)) <= _FLAGS | others
 
 
-@pytest.mark.slow
 def test_servings_own_messages_read_the_models():
-    config = pytest.importorskip(
-        "tensorflow_serving.config.model_server_config_pb2",
-        reason="pip install tensorflow-serving-api",
-    )
     text = (FOLDER / "models.config").read_text()
-    (found,) = text_format.Parse(text, config.ModelServerConfig()).model_config_list.config
+    whole = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
+    (found,) = whole.model_config_list.config
     assert found.model_version_policy.WhichOneof("policy_choice") == "specific"
     assert dict(found.version_labels) == {"stable": 1, "canary": 1}
 
@@ -328,7 +325,7 @@ def test_what_an_export_writes_is_what_the_files_serve(micro_run, model, tmp_pat
         mounted = tmp_path / pathlib.PurePath(model.base_path).relative_to("/models")
         assert mounted / str(version) == exported
     opened = artefact.SavedModel(exported)
-    images = samples.encoded(micro_run)[:3]
+    images = samples.encoded(micro_run, 3)
     corrupt = images[0][: len(images[0]) // 2]
     alone = [opened.call("serving_default", [image])["probabilities"] for image in images]
     # Merged before decoding, as the server's batching merges: the good ones fail as well.
