@@ -4,8 +4,10 @@ Random weights as a network begins with would prove little: its answers hardly d
 """
 
 import collections
+import gc
 import shutil
 
+import keras
 import numpy as np
 import onnx
 import pytest
@@ -54,6 +56,8 @@ def golden_run(golden_tensor, tmp_path):
 
     yield make
     shutil.rmtree(tmp_path)
+    keras.backend.clear_session()
+    gc.collect()  # a B takes gigabytes with all that was traced of it
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
