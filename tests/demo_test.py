@@ -285,6 +285,7 @@ def _opened(browser, address):
     """A browser's page at an address, and the addresses that it asks."""
     view, asked = browser.new_page(viewport={"width": 1280, "height": 760}), []
     view.on("request", lambda request: asked.append(request.url))
+    view.set_default_timeout(120_000)  # milliseconds; others may be at work on this machine
     view.goto(address)
     view.wait_for_selector("input[type=file]", state="attached")
     return view, asked
