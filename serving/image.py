@@ -115,9 +115,7 @@ def decode(encoded, max_pixels=MAX_PIXELS):
         _check_size(image, max_pixels)
         image.load()
     except Image.UnidentifiedImageError as error:
-        raise InputError(
-            "it is neither JPEG, PNG nor WebP, or its header is damaged"
-        ) from error
+        raise InputError("it is neither JPEG, PNG nor WebP, or its header is damaged") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"it has too many pixels; at most {max_pixels} are taken") from error
     except InputError:
