@@ -237,7 +237,7 @@ grpc, rest, *photos = sys.argv[1:]
 images = [open(photo, "rb").read() for photo in photos]
 for client in (make_grpc_client(grpc), make_http_client(rest)):
     status = client.get_model_status("micro", 1)  # it takes 0 for the newest, TF Serving does not
-    told = client.get_model_metadata("micro", 1)
+    told = make_grpc_client(grpc).get_model_metadata("micro", 1)  # by REST it speaks OpenVINO's
     answered = client.predict({"image_bytes": images}, "micro", 1)
     print(json.dumps([str(status), sorted(told["inputs"]), answered["probabilities"].tolist()]))
 """

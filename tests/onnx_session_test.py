@@ -73,7 +73,7 @@ def test_a_bad_image_is_told_of_in_its_place(classifier, pixels):
     errors = {i: one.error for i, one in enumerate(found) if one.error}
     assert errors == {
         1: errors[1],
-        2: "it is neither JPEG, PNG, GIF nor WebP, or its header is damaged",
+        2: "it is neither JPEG, PNG nor WebP, or its header is damaged",
         8: "cannot be read: No such file or directory",
         9: "float64 [3, 3] is no image; give uint8 [h, w, 3], 0–255",
     }
