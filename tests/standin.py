@@ -208,6 +208,7 @@ class Rest(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body in one piece
+    disable_nagle_algorithm = True  # or a long body waits for the head's receipt
     grpc = None
 
     def do_GET(self):
