@@ -62,7 +62,14 @@ def pixels(micro_run, found):
     return samples.pixels(samples.encoded(micro_run, verify.IMAGES), found.manifest)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=_name)
+SLOW = ({"precision": "int8", "with_attention": True}, {"target": "cpu", "with_attention": True})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in KINDS],
+    ids=_name,
+)
 def test_answers_as_its_run(kind, exported, found, pixels):
     path, line = exported(kind)
     assert "36 images" in line
@@ -76,11 +83,16 @@ def test_answers_as_its_run(kind, exported, found, pixels):
         assert error <= allowed * np.max(np.abs(expected))
 
 
-@pytest.mark.parametrize("target", ["portable", "cuda"])
-@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
+@pytest.mark.parametrize(
+    ("target", "precision"),
+    [
+        ("cuda", "float16"),
+        pytest.param("portable", "float16", marks=pytest.mark.slow),
+        pytest.param("portable", "int8", marks=pytest.mark.slow),
+        pytest.param("cuda", "float32", marks=pytest.mark.slow),
+    ],
+)
 def test_the_mean_of_the_softmaxes_is_exported_too(target, precision, micro_run, tmp_path):
-    if (target, precision) == ("cuda", "int8"):
-        return  # refused, see below
     options, path = onnxmodel.Options(precision, target), tmp_path / "deit.onnx"
     onnxmodel.export(micro_run, path, options, fusion="softmax")
     assert OnnxSession(path).manifest.fusion == "softmax"

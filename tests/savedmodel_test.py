@@ -151,7 +151,11 @@ def test_the_largest_request_is_answered(opened, images):
     [
         ({"max_batch_size": 1025}, "max_batch_size is 1025; give 1 or more, at most 1024"),
         ({"batch_timeout_micros": -1}, "batch_timeout_micros is -1; give 0 or more"),
-        ({"max_pixels": 1000}, "max_pixels is 1000: none of the images that would be compared"),
+        pytest.param(
+            {"max_pixels": 1000},
+            "max_pixels is 1000: none of the images that would be compared",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_options_out_of_range_are_one_line_and_leave_nothing(options, says, micro_run, tmp_path):
@@ -305,6 +309,7 @@ def edited(exported, tmp_path):
     return edit
 
 
+@pytest.mark.slow
 def test_other_tokens_are_refused(found, micro_run, tmp_path):
     other = inference.Inference(found.network, found.manifest)
     other.features = lambda image: {k: -v for k, v in found.features(image).items()}
