@@ -89,7 +89,7 @@ def load(ask, concurrency, seconds):
         answers = list(pool.map(one, range(concurrency)))
     took = time.perf_counter() - start
     times = [each for found, _ in answers for each in found]
-    p50, p95, p99 = np.percentile(times, (50, 95, 99)).round(1).tolist()
+    p50, p95, p99 = np.percentile(times or [np.nan], (50, 95, 99)).round(1).tolist()
     return {
         "requests": len(times),
         "errors": sum(errors for _, errors in answers),

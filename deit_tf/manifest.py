@@ -111,6 +111,8 @@ def from_json(text, source):
         if found.precision not in PRECISIONS or not isinstance(found.source, dict):
             raise ValueError(f"precision {found.precision!r}, source {found.source!r}")
         return found
+    except InputError:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{source} has a manifest that cannot be read: {error!r}") from error
 

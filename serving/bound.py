@@ -1,9 +1,11 @@
 """Tensors that lie where they are computed: one copy to the GPU, and only answers back."""
 
-import threading
+import concurrent.futures
 
 import numpy as np
 import onnxruntime
+
+from deit_tf.manifest import InputError
 
 
 class Bound:
@@ -19,9 +21,10 @@ class Bound:
     def __init__(self, session, device, batch=0):
         self._session, self._device, self._batch = session, device, batch
         self._names = [output.name for output in session.get_outputs()]
-        self._lock = threading.Lock()  # there is one set of tensors
         if batch:
             self._image, self._binding = self._static()
+            # There is one set of tensors, and a CUDA graph wants to be run by one thread.
+            self._worker = concurrent.futures.ThreadPoolExecutor(1)
 
     def _static(self):
         """The tensor of the images, and a binding whose answers have their places, too."""
@@ -56,10 +59,15 @@ class Bound:
     def _filled(self, image):
         """Answers of no more images than a batch has."""
         missing = self._batch - len(image)
+        if missing < 0:
+            raise InputError(f"{len(image)} images are given; at most {self._batch} at once")
         if missing:
             image = np.concatenate([image, np.zeros((missing, *image.shape[1:]), np.uint8)])
-        with self._lock:
-            self._image.update_inplace(image)
-            self._session.run_with_iobinding(self._binding)
-            answers = self._binding.copy_outputs_to_cpu()
+        answers = self._worker.submit(self._once, image).result()
         return [answer[: len(answer) - missing] for answer in answers]
+
+    def _once(self, image):
+        """Answers of a whole batch."""
+        self._image.update_inplace(image)
+        self._session.run_with_iobinding(self._binding)
+        return self._binding.copy_outputs_to_cpu()

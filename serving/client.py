@@ -1,10 +1,13 @@
 """Clients of TF Serving: `GrpcClient` and `RestClient`, which answer alike."""
 
 import base64
+import contextlib
 import http.client
 import json
 import pathlib
 import queue
+import select
+import ssl
 import urllib.parse
 
 import grpc
@@ -146,9 +149,7 @@ class RestClient(server.Server):
 
     def __init__(self, target, **facts):
         super().__init__(target, **facts)
-        url = urllib.parse.urlsplit(target if "//" in target else f"http://{target}")
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise InputError(f"target is {target!r}; give host:port, http:// or https://")
+        url = _url(target)
         self._connection = {
             "http": http.client.HTTPConnection,
             "https": http.client.HTTPSConnection,
@@ -164,10 +165,7 @@ class RestClient(server.Server):
         """A request on a connection that is free: JSON values in and out."""
         body = None if question is None else json.dumps(question)
         method = "GET" if body is None else "POST"
-        try:
-            connection = self._idle.get_nowait()
-        except queue.Empty:
-            connection = self._connection(self._host, timeout=self._timeout)
+        connection = self._free()
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -175,10 +173,27 @@ class RestClient(server.Server):
         except (OSError, http.client.HTTPException) as error:
             connection.close()
             code = "DEADLINE_EXCEEDED" if isinstance(error, TimeoutError) else "UNAVAILABLE"
+            if isinstance(error, ssl.SSLCertVerificationError):
+                code = "UNAUTHENTICATED"
             text = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise server.ServerError(self._target, code, text) from error
         self._idle.put(connection)
         return self._read(status, content)
+
+    def _free(self):
+        """A connection that is free and that the server has not closed meanwhile; or a new one."""
+        while True:
+            try:
+                connection = self._idle.get_nowait()
+            except queue.Empty:
+                return self._connection(self._host, timeout=self._timeout)
+            if connection.sock is None:
+                return connection
+            poll = select.poll()
+            poll.register(connection.sock, select.POLLIN)
+            if not poll.poll(0):
+                return connection
+            connection.close()  # there is something to read, and nothing was asked: its end
 
     def _read(self, status, content):
         """The JSON value of an answer."""
@@ -190,6 +205,8 @@ class RestClient(server.Server):
             text = answered.get("error", "") if isinstance(answered, dict) else str(answered)
             code = _CODES.get(status, f"HTTP {status}")
             raise server.ServerError(self._target, code, text)
+        if not isinstance(answered, dict) or "error" in answered:
+            raise server.ServerError(self._target, "UNKNOWN", "it answers, but not as TF Serving")
         return answered
 
     def _predict(self, signature, inputs):
@@ -202,7 +219,7 @@ class RestClient(server.Server):
             question["inputs"][name] = column
         answered = self._ask(f"{self._path}:predict", question)["outputs"]
         if not isinstance(answered, dict):  # one output, which has no name here
-            answered = {next(iter(self.signatures()[signature].outputs)): answered}
+            answered = {next(iter(self._known[signature].outputs)): answered}
         return {name: _array(value) for name, value in answered.items()}
 
     def _status(self):
@@ -221,8 +238,26 @@ class RestClient(server.Server):
 
     def close(self):
         """Closes the connections that are free."""
-        while not self._idle.empty():
-            self._idle.get().close()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._idle.get_nowait().close()
+
+
+def _url(target):
+    """A target's parts.
+
+    Raises:
+      InputError: it is none.
+    """
+    try:
+        url = urllib.parse.urlsplit(target if "//" in target else f"http://{target}")
+        bad = url.scheme not in ("http", "https") or not url.hostname or " " in url.netloc
+        bad = bad or url.port == 0  # a port that is no number raises here
+    except ValueError:
+        bad = True
+    if bad:
+        raise InputError(f"target is {target!r}; give host:port, http:// or https://")
+    return url
 
 
 def _told(infos):

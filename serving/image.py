@@ -75,8 +75,9 @@ def content(image):
         return image
     try:
         return pathlib.Path(image).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # a zero byte in a name is no value for a path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot be read: {reason}") from error
 
 
 def checked(image, ranks=(3,)):
@@ -85,7 +86,10 @@ def checked(image, ranks=(3,)):
     Raises:
       InputError: it is none.
     """
-    found = np.asarray(image)
+    try:
+        found = np.asarray(image)
+    except ValueError as error:  # rows of different lengths
+        raise InputError("a list of lists is no image; give uint8 [h, w, 3], 0–255") from error
     sides = found.shape[-3:]
     if found.dtype != np.uint8 or found.ndim not in ranks or sides[2] != 3 or 0 in sides:
         raise InputError(

@@ -46,6 +46,8 @@ class OnnxSession:
     def __init__(self, path, device="cpu", threads=0, batch=0, **options):
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads
+        if batch:  # TensorRT wants to know the size of all that its parts are given
+            settings.add_free_dimension_override_by_name("batch", batch)
         self._session = _open(path, device, settings, options)
         self.manifest = _manifest(self._session, path)
         on_gpu = device != "cpu"
@@ -67,7 +69,12 @@ class OnnxSession:
         Returns:
           {name: array}: "logits" and "probabilities", float32 [B, K]; and what else it was
           exported with.
+
+        Raises:
+          InputError: pixels of another type, or more of them than a batch that is filled up.
         """
+        if image.dtype != np.uint8:  # which a place for bytes would take as they lie there
+            raise InputError(f"pixels are {image.dtype}; give uint8 [B, S, S, 3], 0–255")
         image = np.ascontiguousarray(image)
         if self._binds:
             return self._bound.run(image)
@@ -93,7 +100,7 @@ def _open(path, device, settings, options):
     except Exception as error:  # ONNX Runtime has no class of its own for them all
         raise InputError(f"{path} does not run on {device}: {_line(error)}") from error
     finally:
-        onnxruntime.set_default_logger_severity(2)  # as it was
+        onnxruntime.set_default_logger_severity(2)  # its default
     if found.get_providers()[0] != provider:
         raise InputError(
             f"device is {device}, but ONNX Runtime has only {', '.join(found.get_providers())}"
@@ -150,7 +157,8 @@ class Options:
       max_pixels: of a larger image nothing is decoded.
       threads: of the engine on a CPU; 0 is a core each.
       cuda_graph: whether a batch is one launch on the GPU ("cuda"); all are filled up then.
-      cache_dir: where TensorRT keeps what it has built; None is beside the file.
+      cache_dir: where TensorRT keeps what it has built, with the file's digest behind it; None is
+        beside the file.
       precision: OpenVINO's: "float32", "bfloat16"; None is bfloat16 where the processor has it.
 
     Raises:
@@ -274,7 +282,7 @@ def _engine(path, device, options):
     if device == "cuda":
         told = _for_cuda(options)
     elif device == "tensorrt":
-        told = _for_tensorrt(path, options)
+        told = _for_tensorrt(path, read_manifest(path), options)
     return device, OnnxSession(path, device, options.threads, batch, **told)
 
 
@@ -287,14 +295,12 @@ def _for_cuda(options):
     }
 
 
-def _for_tensorrt(path, options):
-    """ONNX Runtime's options of TensorRT: one engine for whole batches, built once."""
-    manifest = read_manifest(path)
-    side = manifest.image_size
-    shape = f"image:{options.batch_size}x{side}x{side}x3"
+def _for_tensorrt(path, manifest, options):
+    """ONNX Runtime's options of TensorRT: engines for whole batches, built once."""
+    # ONNX Runtime knows an engine by the file's name and graph, not by the weights in it.
+    cache = f"{options.cache_dir or f'{path}.tensorrt'}-{manifest.digest[:16]}"
     return {
         "trt_fp16_enable": str(int(manifest.precision == "float16")),
         "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": str(options.cache_dir or f"{path}.tensorrt"),
-        **{f"trt_profile_{kind}_shapes": shape for kind in ("min", "opt", "max")},
+        "trt_engine_cache_path": cache,
     }

@@ -56,9 +56,11 @@ def _checked(parser, given):
         parser.error(f"--{other} is not for --backend={given.backend}, which needs --{wants}")
     if given.tls and given.backend != "grpc":
         parser.error("--tls is for --backend=grpc; for rest write --target=https://…")
-    for name in ("top_k", "batch_size"):
+    for name in ("top_k", "batch_size", "max_pixels"):
         if getattr(given, name) < 1:
             parser.error(f"--{name} is {getattr(given, name)}; give at least 1")
+    if given.timeout <= 0:
+        parser.error(f"--timeout is {given.timeout}; give more than 0 seconds")
 
 
 def _open(given):
@@ -91,10 +93,14 @@ def found(places):
         if not place.is_dir():
             files.append(place)
             continue
-        inside = [one for one in place.rglob("*") if one.suffix.lower() in image.SUFFIXES]
+        inside = [
+            one
+            for one in place.rglob("*")
+            if one.suffix.lower() in image.SUFFIXES and one.is_file()
+        ]
         if not inside:
             raise InputError(f"{place} has no images in it; they end in {_listed(image.SUFFIXES)}")
-        files += sorted(one for one in inside if one.is_file())
+        files += sorted(inside)
     return files
 
 
@@ -156,6 +162,7 @@ def main(argv=None):
     parser = _parser()
     given = parser.parse_args(argv)
     _checked(parser, given)
+    sys.stdout.reconfigure(errors="backslashreplace")  # files may be called anything
     try:
         return 1 if predict(given) else 0
     except InputError as error:

@@ -42,6 +42,8 @@ def likeliest(probabilities, labels, top_k):
 
 def _named(row, edge, labels, count):
     """The prediction from one image's probabilities, of which `count` are no less than `edge`."""
+    if not np.isfinite(row).all():
+        return Prediction(error="the network's answer is no number; export it in float32")
     candidates = np.flatnonzero(row >= edge)
     ids = candidates[np.argsort(-row[candidates], kind="stable")][:count]
     names = tuple(labels[i] for i in ids)

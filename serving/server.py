@@ -2,6 +2,7 @@
 
 import functools
 import io
+import os
 import random
 import re
 import time
@@ -30,7 +31,7 @@ class ServerError(InputError):
     """
 
     def __init__(self, target, code, message):
-        self.code, self.message = code, _readable(message)
+        self.code, self.message = code, _readable(message or "") or "it does not say why"
         super().__init__(f"{target}: {code}: {self.message}")
 
 
@@ -66,12 +67,12 @@ class Server:
       name: the model's.
       version: its number; None is the newest.
       label: of a version, instead of its number.
-      timeout: seconds for each request.
+      timeout: seconds for each request; by REST for each wait for the server within one.
       attempts: how often a request is sent where the server is overloaded or away.
       batch_size: images in a request, at most.
 
     Raises:
-      InputError: version and label.
+      InputError: version and label, or a number out of its range.
     """
 
     def __init__(
@@ -86,6 +87,10 @@ class Server:
     ):
         if version is not None and label is not None:
             raise InputError("version and label are both given; leave one away")
+        least = {"attempts": attempts >= 1, "batch_size": batch_size >= 1, "timeout": timeout > 0}
+        for which, good in least.items():
+            if not good:
+                raise InputError(f"{which} is out of its range; give more than 0")
         self._target, self._name, self._version, self._label = target, name, version, label
         self._timeout, self._attempts, self._batch_size = timeout, attempts, batch_size
 
@@ -150,6 +155,8 @@ class Server:
                 found = self._status()
                 said = ", ".join(f"version {one} is {state} {text}" for one, state, text in found)
                 if any(state == "AVAILABLE" for _, state, _ in found):
+                    if self._label is not None:  # which a server's status does not look at
+                        self._signatures()
                     return
             except ServerError as error:
                 said = f"{error.code}: {error.message}"
@@ -164,7 +171,23 @@ class Server:
     @functools.cached_property
     def _side(self):
         """Side of the network's images, pixels."""
-        return self.signatures()["pixels"].inputs["image"].shape[1]
+        return self._known["pixels"].inputs["image"].shape[1]
+
+    @functools.cached_property
+    def _known(self):
+        """The signatures, asked for once: {name: `manifest.Signature`}.
+
+        Raises:
+          ServerError: the server is not there, or has no such model, version or label.
+          InputError: it is another model.
+        """
+        found = self.signatures()
+        if not {"serving_default", "pixels"} <= set(found):
+            raise InputError(
+                f"{self._target} has a model {self._name} that export.savedmodel has not written:"
+                f" it answers {', '.join(sorted(found)) or 'nothing'}"
+            )
+        return found
 
     def predict(self, images, top_k=5):
         """Names the likeliest classes of images; see `onnx_session.OnnxClassifier.predict`.
@@ -183,6 +206,8 @@ class Server:
             try:
                 signature, value = self._sendable(one)
                 sent[signature][place] = value
+            except ServerError:
+                raise
             except InputError as error:
                 found[place] = prediction.Prediction(error=str(error))
         for signature, values in sent.items():
@@ -195,7 +220,7 @@ class Server:
 
     def _sendable(self, one):
         """An image as it is sent: a signature's name, and bytes or uint8 [S, S, 3]."""
-        if not isinstance(one, np.ndarray):
+        if isinstance(one, (str, os.PathLike, bytes)):
             return "serving_default", image.content(one)
         pixels = image.checked(one)
         if pixels.shape[:2] == (self._side, self._side):
@@ -214,13 +239,16 @@ class Server:
         except ServerError as error:
             if error.code != "INVALID_ARGUMENT":
                 raise
+            if self._label is not None:
+                self._known  # noqa: B018  # raises where it is the label that is unknown
             if len(values) == 1:
                 return [prediction.Prediction(error=error.message)]
             half = len(values) // 2
             parts = values[:half], values[half:]
             return [one for part in parts for one in self._answers(signature, part, top_k)]
         named = answered["class_ids"].shape[1]
-        if top_k > min(named, answered["probabilities"].shape[1]):
+        top_k = min(top_k, answered["probabilities"].shape[1])
+        if top_k > named:
             raise InputError(
                 f"top_k is {top_k}, but {self._target} names {named} classes; ask for no more, or"
                 f" export with --top_k={top_k}"

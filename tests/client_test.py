@@ -178,7 +178,8 @@ def test_what_the_server_refuses_is_one_line_with_its_words(connect, client, kin
     cases = [
         (lambda: connect(kind, name="other").predict(PHOTOS), "NOT_FOUND: Servable not found for"),
         (lambda: connect(kind, version=7).predict(PHOTOS), "Specific(micro, 7)"),
-        (lambda: connect(kind, label="new").status(), "Unrecognized servable version label: new"),
+        (lambda: connect(kind, label="new").predict(PHOTOS), "servable version label: new"),
+        (lambda: connect(kind, label="new").wait_until_ready(0.5), "version label: new"),
         (lambda: client.call("nope", CONTENTS), 'Serving signature key "nope" not found.'),
         (lambda: client.call("pixels", np.zeros((1, 64, 64), np.uint8)), "shape (None, 64, 64, 3)"),
         (lambda: client.call("pixels", np.zeros((1, 64, 64, 3), np.float32)), "uint8"),
@@ -193,8 +194,11 @@ def test_what_the_server_refuses_is_one_line_with_its_words(connect, client, kin
     for facts, says in (
         ({"version": 1, "label": "stable"}, "version and label are both given"),
         ({"target": "ftp://there"}, "target is 'ftp://there'"),
+        ({"target": "there:abc"}, "target is 'there:abc'"),
+        ({"timeout": 0}, "timeout is out of its range"),
+        ({"batch_size": 0}, "batch_size is out of its range"),
     ):
-        if "version" in facts or kind == "rest":
+        if "target" not in facts or kind == "rest":
             with pytest.raises(InputError, match=says):
                 KINDS[kind](**{"target": "127.0.0.1:1", **facts})
     with pytest.raises(InputError, match="names 5 classes; ask for no more, or export with"):
@@ -225,8 +229,10 @@ def test_the_command_answers_alike_by_every_backend(command, artefacts, standin)
 def test_one_client_serves_many_threads(client):
     expected = client.predict(PHOTOS)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for found in pool.map(lambda i: client.predict(PHOTOS[i % 2]), range(40)):
-            assert found[0].class_ids in [one.class_ids for one in expected]
+        answers = pool.map(lambda i: client.predict(PHOTOS[i % 2]), range(40))
+        for i, found in enumerate(answers):
+            np.testing.assert_allclose(found[0].scores, expected[i % 2].scores, atol=1e-5)
+    assert abs(expected[0].scores[0] - expected[1].scores[0]) > 1e-3
 
 
 _OTHER = """

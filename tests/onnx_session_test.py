@@ -1,6 +1,7 @@
 """An exported file answers for images, on the device that was asked for or not at all."""
 
 import concurrent.futures
+import dataclasses
 import importlib.util
 import pathlib
 import subprocess
@@ -12,7 +13,7 @@ import sklearn.datasets
 import tensorflow as tf
 
 from deit_tf.manifest import InputError
-from serving import image
+from serving import image, onnx_session
 from serving.onnx_session import OnnxClassifier, OnnxSession, read_manifest
 
 PHOTOS = sorted((pathlib.Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
@@ -95,6 +96,25 @@ def test_filled_up_batches_on_tensors_of_their_own_answer_the_same(path, pixels)
                 for name, value in answered.items():
                     wanted = expected[name][start : start + size]
                     np.testing.assert_allclose(value, wanted, atol=1e-5)
+
+
+def test_pixels_of_another_type_or_too_many_are_refused(path):
+    for session in (OnnxSession(path), OnnxSession(path, batch=4)):
+        with pytest.raises(InputError, match="pixels are float32; give uint8"):
+            session.run(np.zeros((2, 64, 64, 3), np.float32))
+    with pytest.raises(InputError, match="5 images are given; at most 4 at once"):
+        session.run(np.zeros((5, 64, 64, 3), np.uint8))
+
+
+def test_tensorrt_keeps_engines_of_other_weights_apart(path):
+    manifest = read_manifest(path)
+    other = dataclasses.replace(manifest, digest="0123456789abcdef" * 4)
+    kept = [
+        onnx_session._for_tensorrt(path, each, onnx_session.Options())["trt_engine_cache_path"]
+        for each in (manifest, other)
+    ]
+    assert kept[1] == f"{path}.tensorrt-0123456789abcdef"
+    assert kept[0] != kept[1]
 
 
 def test_a_device_that_is_not_there_is_an_error(path, capfd):

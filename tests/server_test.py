@@ -181,6 +181,35 @@ def test_a_connection_that_breaks_is_made_anew_and_kept(misbehave):
     assert len(client.server.seen) == 2
 
 
+@pytest.mark.parametrize("kind", ["rest"], indirect=True)
+def test_connections_that_were_closed_meanwhile_cost_no_attempt(misbehave, monkeypatch):
+    monkeypatch.setattr(_Rest, "timeout", 0.3)  # seconds that it keeps a silent connection
+    client, asked = misbehave(*["slow"] * 4, attempts=1)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: client.predict(b"an image", top_k=2), range(4)))
+    assert len(client.server.seen) == 4
+    time.sleep(0.8)
+    assert not client.predict(b"an image", top_k=2)[0].error
+    assert len(asked) == 5
+
+
+def test_no_more_classes_are_named_than_there_are(misbehave):
+    client, _ = misbehave()
+    assert client.predict(b"an image", top_k=5)[0].class_names == ("bee", "ant")
+
+
+def test_arrays_to_a_server_that_is_away_raise_at_once(kind):
+    with (
+        KINDS[kind]("127.0.0.1:9", timeout=1.0, attempts=1) as away,
+        pytest.raises(ServerError, match="UNAVAILABLE"),
+    ):
+        away.predict(np.zeros((5, 8, 8, 3), np.uint8))
+
+
+def test_a_refusal_without_words_is_an_error_all_the_same():
+    assert ServerError("there", "INVALID_ARGUMENT", "").message == "it does not say why"
+
+
 def test_a_server_is_waited_for(misbehave, kind):
     client, _ = misbehave("busy", "bad", "busy")
     client.wait_until_ready(10)

@@ -143,6 +143,7 @@ class Grpc(
 
     def GetModelStatus(self, request, context):  # noqa: N802
         with _refusing(context):
+            request.model_spec.ClearField("version_label")  # as TF Serving: all versions
             self._check(request.model_spec, missing="Could not find any versions of model {}")
             return self.status()
 
@@ -224,7 +225,8 @@ class Rest(http.server.BaseHTTPRequestHandler):
             if not match or (match["what"] or "") not in whats:
                 raise Refusal("INVALID_ARGUMENT", f"Malformed request: {self.command} {self.path}")
             version = int(match["version"]) if match["version"] else None
-            self.grpc.model.check(match["name"], version, match["label"])
+            label = match["label"] if match["what"] else None  # a status is of all versions
+            self.grpc.model.check(match["name"], version, label)
             code, value = 200, whats[match["what"] or ""](body)
         except Refusal as fault:
             code, value = HTTP.get(fault.code, 500), {"error": fault.message}
