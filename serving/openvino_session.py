@@ -1,4 +1,4 @@
-"""OpenVINO on an exported file: on a CPU it is the fastest engine."""
+"""OpenVINO on an exported file: on a CPU often faster than ONNX Runtime at the same precision."""
 
 import threading
 

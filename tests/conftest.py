@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import socket
+import struct
 import subprocess
 import sys
 import types
@@ -335,3 +336,19 @@ def standin(artefacts):
     yield start
     for process, _ in started.values():
         process.communicate()  # ends with its input
+
+
+@pytest.fixture(scope="session")
+def bomb():
+    """A PNG of 20,000 × 20,000 black pixels, deflated to next to nothing."""
+
+    def chunk(kind, content):
+        check = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + check
+
+    side = 20_000
+    deflate, row = zlib.compressobj(9), b"\0" * (1 + 3 * side)
+    content = b"".join(deflate.compress(row) for _ in range(side)) + deflate.flush()
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", head) + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
