@@ -193,16 +193,16 @@ def test_another_normalisation_is_refused(converted, digits_config, data_dir):
         checkpoint.start(checkpoint.build_network(facts.network), facts.run, ())
 
 
-def test_the_readmes_example_runs(converted, monkeypatch, tmp_path):
-    """What README.md shows under "In Python", with real arrays."""
-    text = (rundir.pathlib.Path(__file__).parent.parent / "README.md").read_text()
-    code = text.split("## In Python")[1].split("```python\n")[1].split("```")[0]
+def test_the_pages_example_runs(converted, monkeypatch, tmp_path):
+    """What docs/python.md shows, with real arrays."""
+    text = (rundir.pathlib.Path(__file__).parent.parent / "docs/python.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
     rng = np.random.RandomState(0)
     images = rng.uniform(0, 255, (4, 224, 224, 3)).astype(np.float32)
     monkeypatch.chdir(tmp_path)
     names = {"images": images, "labels": np.arange(4)}
     code = code.replace("runs/mine", str(converted)).replace("=10)", "=10, depth=1)")
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "docs/python.md", "exec"), names)
     assert names["probabilities"].shape == (4, 10)
     np.testing.assert_allclose(names["probabilities"].sum(axis=1), 1.0, atol=1e-5)
     assert isinstance(names["again"], keras.Model)

@@ -267,7 +267,7 @@ def test_the_health_check_passes_when_a_version_is_available_and_else_fails(serv
 
 def _steps(heading):
     """Rows of the page's table below a heading: (versions, {label: version})."""
-    section = re.split(r"^## ", PAGE, flags=re.M)
+    section = re.split(r"^### ", PAGE, flags=re.M)
     (body,) = (each for each in section if each.startswith(heading + "\n"))
     rows = [line.strip("|").split("|") for line in body.splitlines() if line.startswith("| ")]
     labels = [cell.strip(" `") for cell in rows[0][2:4]]
