@@ -28,7 +28,8 @@ def text(found):
             _runs(counted, cost.H100, FEW),
             _fed(counted, per_core),
             f"{cost.A100.name} GPU-hours of several runs on {cost.MACHINE} GPUs, by the GPUs alone;"
-            " the runs differ in what a bank does not depend on, and the first fills it:",
+            " the first fills the bank, and the others differ in what"
+            " [a bank does not depend on](label_bank.md#what-must-be-the-same):",
             _sweep(counted),
         ]
     )

@@ -25,7 +25,8 @@ Made by `python -m benchmarks.report` from the files of `benchmarks/results`: no
 by hand. Engines that are compared ran side by side, each in a process of its own, and took turns; a
 ratio is taken within a turn, and shown as the median of all turns with the quartiles in brackets.
 *Faster* and *slower* are said where the middle half of the turns lies on one side of 1, *not told
-apart* otherwise. Small dots in the plots are turns, large ones medians, bars the quartiles."""
+apart* otherwise. In the plots small dots are turns, large ones medians, bars the quartiles; ours is
+blue."""
 
 
 def load(folder):

@@ -20,6 +20,8 @@ def read(path):
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is no results file: it holds no JSON object")
     missing = {"date", "cpu", "cores", "python", "versions"} - set(found)
     if missing:
         raise InputError(f"{path} lacks {', '.join(sorted(missing))}; let its benchmark write it")

@@ -70,8 +70,7 @@ class _Engine:
 
     def leave(self):
         """Ends it; answers its peak memory, bytes."""
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()  # it ends with its input
         return self.last["peak_bytes"]
 
 

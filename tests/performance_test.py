@@ -1,14 +1,16 @@
 """docs/performance.md is what the results files give, and its calculation keeps its laws."""
 
+import datetime
 import itertools
 import json
 import pathlib
 import shutil
+import time
 
 import numpy as np
 import pytest
 
-from benchmarks import blocks, cost, pages, report, results
+from benchmarks import blocks, cost, machine, pages, report, results
 from deit_tf import bank
 from deit_tf.config import InputError
 
@@ -57,6 +59,12 @@ def _change(path, change):
 @pytest.fixture
 def counted():
     return results.read(results.FOLDER / "operations.json")["networks"]
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The benchmarks as commands see each other."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
 def test_the_pages_are_what_the_results_give():
@@ -179,7 +187,8 @@ def test_without_measured_images_the_cost_says_so(house, made):
     [
         ("stray", "{}", "no benchmark writes it"),
         ("inference", "{", "cannot be read"),
-        ("inference", "[]", "lacks"),
+        ("inference", "[]", "holds no JSON object"),
+        ("operations", "5", "holds no JSON object"),
         ("inference", '{"rows": []}', "lacks cores, cpu, date, python, versions"),
     ],
 )
@@ -342,3 +351,34 @@ def test_a_bank_is_as_large_as_bank_py_writes_it(tmp_path):
 def test_the_counted_networks_are_the_papers(counted):
     million = {name: round(each["parameters"] / 1e6, 1) for name, each in counted.items()}
     assert million == {"teacher": 83.7, "tiny": 5.9, "small": 22.4, "base": 87.3}
+
+
+def test_facts_are_all_that_a_results_file_must_say(tmp_path):
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(machine.facts("numpy")))
+    found = results.read(path)
+    assert datetime.date.fromisoformat(found["date"]) <= datetime.date.today()
+    assert found["versions"] == {"numpy": np.__version__}
+
+
+def test_a_load_keeps_the_milliseconds_of_every_request(scripts):
+    import serving_load
+
+    found = serving_load.load(lambda: time.sleep(0.002), 2, 0.1)
+    assert len(found["milliseconds"]) == found["requests"] > 0
+    assert all(each >= 2 for each in found["milliseconds"])
+    assert found["p50"] == pytest.approx(np.median(found["milliseconds"]), abs=0.06)
+
+
+def test_an_engines_peak_memory_is_not_its_parents(tmp_path, scripts):
+    import turns
+
+    engine = tmp_path / "engine.py"
+    engine.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
+        "import turns\nheld = bytearray(2**26)\nturns.serve(lambda: None)\n"
+    )
+    parent = b"x" * 2**28
+    found = turns.measure(engine, {"engine": None}, rounds=3, steps=2)["engine"]
+    assert 2**26 < found["peak_bytes"] < len(parent)
+    assert (len(found["seconds"]), len(found["all_seconds"])) == (3, 6)
