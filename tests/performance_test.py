@@ -376,7 +376,8 @@ def test_an_engines_peak_memory_is_not_its_parents(tmp_path, scripts):
     engine = tmp_path / "engine.py"
     engine.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT / 'benchmarks')!r})\n"
-        "import turns\nheld = bytearray(2**26)\nturns.serve(lambda: None)\n"
+        "import mmap, turns\nheld, untouched = bytearray(2**26), mmap.mmap(-1, 2**30)\n"
+        "turns.serve(lambda: None)\n"
     )
     parent = b"x" * 2**28
     found = turns.measure(engine, {"engine": None}, rounds=3, steps=2)["engine"]
