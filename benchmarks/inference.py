@@ -38,7 +38,16 @@ FILES = {
         "ours cuda float16": {"target": "cuda", "precision": "float16"},
     },
 }
-PACKAGES = ("tensorflow", "keras-hub", "timm", "torch", "onnxruntime-gpu", "openvino")
+PACKAGES = (
+    "tensorflow",
+    "keras",
+    "keras-hub",
+    "timm",
+    "torch",
+    "onnxscript",
+    "onnxruntime-gpu",
+    "openvino",
+)
 
 
 def main():

@@ -1,14 +1,12 @@
 """What a label bank saves: a training step with it, without a teacher, and with the live one.
 
     python benchmarks/label_bank.py --out=benchmarks/results/label_bank.json
-    python benchmarks/label_bank.py --savings
     python benchmarks/label_bank.py --soft=runs/digits_teacher
 
 The step is that of DeiT-Ti, distilled, at 224 pixels and batch 32, as in train_step.py: with labels
 alone, with a bank whose labels are read from its file beside the images, and with the RegNetY-16GF
-asked in every step. `--savings` counts operations instead, and calculates GPU-hours. `--soft`
-measures, on an epoch of a trained teacher's own images, what is lost where only its largest
-probabilities are kept.
+asked in every step. `--soft` measures, on an epoch of a trained teacher's own images, what is lost
+where only its largest probabilities are kept.
 """
 
 import argparse
@@ -25,20 +23,14 @@ sys.path.insert(0, str(turns.ROOT))
 ENGINES = ("no teacher", "label bank", "live teacher")
 BATCH, SIZE, CLASSES, EPOCH = 32, 224, 1000, 320
 PACKAGES = ("tensorflow", "keras", "numpy")
-# The calculation's assumptions.
-IMAGES = 1_281_167
-EPOCHS = (300, 1000)
-PEAK, USED = 312e12, 0.4  # of an A100 in bfloat16, FLOP/s; how much of it such networks reach
-BACKWARD = 2  # costs so many forward passes
 
 
 def main():
-    """Measures or calculates, prints a table, and writes a JSON file where asked."""
+    """Measures, prints a table, and writes a JSON file where asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="turns of each engine")
     parser.add_argument("--steps", type=int, default=2, help="steps in a turn")
     parser.add_argument("--out", help="JSON file for the results")
-    parser.add_argument("--savings", action="store_true", help="GPU-hours by counted operations")
     parser.add_argument("--soft", metavar="RUN_DIR", help="what --bank_topk loses of this teacher")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -46,8 +38,6 @@ def main():
         return _serve(json.loads(arguments.serve))
     if arguments.soft:
         return print(_soft(arguments.soft))
-    if arguments.savings:
-        return print(_savings())
     with tempfile.TemporaryDirectory() as folder:
         cases = {name: {"engine": name, "folder": folder} for name in ENGINES}
         found = turns.measure(__file__, cases, arguments.rounds, arguments.steps)
@@ -116,44 +106,6 @@ def _table(found):
             f"{name:<14}{statistics.median(seconds):6.2f} s ({min(seconds):.2f}–{max(seconds):.2f})"
             f"  {engine['peak_bytes'] / 2**30:5.2f} GiB  × {ratio:.2f}"
         )
-    return "\n".join(lines)
-
-
-def _flops(network):
-    """Floating-point operations of a forward pass of one image; a multiply-add is two."""
-    import tensorflow as tf
-
-    # The counter does not look into functions, which Keras puts grouped convolutions in.
-    tf.config.run_functions_eagerly(True)
-    image = tf.TensorSpec([1, SIZE, SIZE, 3], tf.float32)
-    graph = tf.function(lambda x: network(x, training=False)["cls"]).get_concrete_function(image)
-    profiler = tf.compat.v1.profiler
-    options = profiler.ProfileOptionBuilder.float_operation()
-    options["output"] = "none"
-    return profiler.profile(graph.graph, options=options).total_float_ops
-
-
-def _savings():
-    """GPU-hours with and without a bank, a table in Markdown."""
-    from deit_tf import config, model, regnet
-
-    teacher = _flops(regnet.build_regnety(config.network("regnety_160")))
-    lines = [
-        f"The teacher's forward pass: {teacher / 2e9:.1f} GMAC an image.",
-        "",
-        "| student | GMAC forward | epochs | live teacher | bank: filling it, once | every run"
-        " with it | saved a run |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
-    for name in ("tiny", "small", "base"):
-        student = _flops(model.build_deit(f"deit_{name}_distilled_patch16_224"))
-        for epochs in EPOCHS:
-            hours = IMAGES * epochs / (PEAK * USED * 3600)
-            asked, learned = teacher * hours, student * (1 + BACKWARD) * hours
-            lines.append(
-                f"| {name} | {student / 2e9:.2f} | {epochs} | {asked + learned:.0f} h |"
-                f" {asked:.0f} h | {learned:.0f} h | {asked / (asked + learned):.0%} |"
-            )
     return "\n".join(lines)
 
 

@@ -1,10 +1,12 @@
 """Where and with what something was measured, and how the peers are made to run there."""
 
+import datetime
 import functools
 import importlib.metadata
 import os
 import pathlib
 import platform
+import subprocess
 
 
 def cores():
@@ -13,7 +15,7 @@ def cores():
 
 
 def facts(*packages):
-    """The machine and the versions, JSON values.
+    """The machine, the versions and the day, JSON values.
 
     Args:
       *packages: whose versions decide.
@@ -21,11 +23,24 @@ def facts(*packages):
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     model = [line for line in lines if line.startswith("model name")]
     return {
+        "date": datetime.date.today().isoformat(),
+        **_commit(),
         "cpu": model[0].split(":")[1].strip() if model else platform.processor(),
         "cores": cores(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
+
+
+def _commit():
+    """{"commit": short hash, with -dirty where files differ from it}; {} outside a git tree."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    here = pathlib.Path(__file__).parent
+    try:
+        found = subprocess.run(command, cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return {"commit": found.stdout.strip()}
 
 
 @functools.cache  # what is named so lives as long as the library that is answered

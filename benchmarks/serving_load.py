@@ -70,7 +70,8 @@ def load(ask, concurrency, seconds):
       seconds: for how long.
 
     Returns:
-      {"requests", "errors", "per_second", "p50", "p95", "p99"}; the last three are milliseconds.
+      {"requests", "errors", "per_second", "p50", "p95", "p99", "milliseconds"}: percentiles of the
+      milliseconds, and those of each request.
     """
     ask()
     start = time.perf_counter()
@@ -97,6 +98,7 @@ def load(ask, concurrency, seconds):
         "p50": p50,
         "p95": p95,
         "p99": p99,
+        "milliseconds": [round(each, 2) for each in times],
     }
 
 
