@@ -6,6 +6,7 @@ layer by layer.
 
 import json
 import os
+import sys
 
 from deit_tf import flags
 from deit_tf.config import DeiTConfig, InputError
@@ -47,14 +48,14 @@ def look(run_dir, images, output, which="last"):
 
     from deit_tf import heat, inference, tokens
 
-    run = inference.open_run(run_dir, which)
-    seen = _seen(paths, run.manifest)
-    told = _told(run, seen, paths)
-    maps = {name: ops.convert_to_numpy(value) for name, value in run.attention(seen).items()}
+    opened = inference.open_run(run_dir, which)
+    seen = _seen(paths, opened.manifest)
+    told = _told(opened, seen, paths)
+    maps = {name: ops.convert_to_numpy(value) for name, value in opened.attention(seen).items()}
     layers, cosines = [], None
     if config.network.distilled:
-        layers = tokens.layers_of(run.network)
-        cosines = ops.convert_to_numpy(tokens.similarity(run.network, seen))
+        layers = tokens.layers_of(opened.network)
+        cosines = ops.convert_to_numpy(tokens.similarity(opened.network, seen))
     captions = [_caption(each) for each in told]
     picture.save(heat.draw(seen, captions, maps, layers, cosines), output)
     means = [] if cosines is None else cosines.mean(axis=0).tolist()
@@ -94,13 +95,13 @@ def _seen(paths, manifest):
     return np.stack(found)
 
 
-def _told(run, seen, paths):
+def _told(opened, seen, paths):
     """The likeliest class of each image."""
-    found = run.answer(seen)["probabilities"].numpy()
+    found = opened.answer(seen)["probabilities"].numpy()
     return [
         {
             "image": path,
-            "class": run.manifest.labels[row.argmax()],
+            "class": opened.manifest.labels[row.argmax()],
             "probability": float(row.max()),
         }
         for path, row in zip(paths, found, strict=True)
@@ -134,6 +135,7 @@ def main(argv):
     if not given.run_dir:
         raise InputError("no run directory; give --run_dir=DIR")
     output = given.output or os.path.join(given.run_dir, "attention.png")
+    sys.stdout.reconfigure(errors="backslashreplace")  # files may be called anything
     found = look(given.run_dir, argv[1:], output, given.checkpoint)
     print(json.dumps(found, ensure_ascii=False) if given.json else table(found))
 

@@ -296,7 +296,7 @@ def _flagfile(name):
     """The path of a flagfile: one that is there, or one of ours, as digits_teacher."""
     path = pathlib.Path(name).expanduser()
     ours = _SHIPPED / f"{path.name.removesuffix('.flags')}.flags"
-    if path.is_file():
+    if path.exists() and not path.is_dir():  # a pipe, too
         return path
     if path.parent in (pathlib.Path(), pathlib.Path("deit_tf/configs")) and ours.is_file():
         return ours

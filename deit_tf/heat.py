@@ -4,8 +4,8 @@ import textwrap
 
 import numpy as np
 
-# What DeiT's authors found on ImageNet, by the names of `tokens.layers_of`: Touvron et al. 2021,
-# section 4.
+# What DeiT's authors found on ImageNet before and at the end of the network, by the names of
+# `tokens.layers_of`: Touvron et al. 2021, section 4.
 PUBLISHED = {"learned": 0.06, "norm": 0.93}
 _NAMES = {"cls": "class token", "dist": "distillation token"}
 _INCH = 2.2  # side of an image
@@ -46,7 +46,7 @@ def _row(line, image, caption, maps):
     for axes in line:
         axes.axis("off")
     line[0].imshow(image)
-    line[0].set_title(textwrap.fill(caption, 34), fontsize="small")
+    line[0].set_title(textwrap.fill(caption, 34), fontsize="small", parse_math=False)
     side = len(image)
     for axes, (name, heat) in zip(line[1:], maps.items(), strict=True):
         axes.imshow(np.mean(image, axis=-1), cmap="gray", vmin=0, vmax=255)

@@ -111,6 +111,13 @@ def test_a_map_is_drawn_where_its_patch_is():
     np.testing.assert_array_equal(over.get_array(), maps[0])
 
 
+def test_a_class_may_be_called_anything(tmp_path):
+    pixels, maps = np.zeros((1, 8, 8, 3), np.uint8), {"cls": np.ones((1, 2, 2))}
+    drawn = heat.draw(pixels, ["5 $ or 6 $, $x^{$ and a name that goes on and on, 97.0%"], maps)
+    drawn.savefig(tmp_path / "drawn.png")  # as mathematics it could not be drawn
+    assert drawn.axes[0].get_title().endswith("97.0%")
+
+
 def test_the_plot_has_the_mean_the_range_and_what_was_published():
     cosines = np.array([[0.1, 0.2, 0.9], [0.1, 0.6, 0.7]])
     images, layers = np.zeros((2, 8, 8, 3), np.uint8), ["learned", "1", "norm"]
