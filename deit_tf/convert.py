@@ -89,9 +89,14 @@ def main(argv):
     print(given.run_dir)
 
 
-if __name__ == "__main__":
+def run():
+    """The command: its flags, then `main`."""
     flags.define_text("weights", None, "A .safetensors or PyTorch file, or published weights.")
     flags.define_text("run_dir", None, "The run directory to make.")
     flags.define_network()
     flags.define_data()
     flags.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -71,10 +71,15 @@ def main(argv):
     print(json.dumps(measured) if given.json else report.table(measured))
 
 
-if __name__ == "__main__":
+def run():
+    """The command: its flags, then `main`."""
     flags.define_text("run_dir", None, "The run directory.")
     flags.define_text("checkpoint", "last", "Which weights: last or best.")
     flags.define_text("fusion", None, "Heads together: logits or softmax; default: the run's.")
     flags.define_data()
     flags.define_switch("json", "Answer one line of JSON.")
     flags.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -6,6 +6,7 @@ of the network have no default of their own: unset means "as the model's row in 
 
 import dataclasses
 import os
+import pathlib
 import sys
 import traceback
 
@@ -14,6 +15,7 @@ from absl import app, flags
 from deit_tf import config
 
 FLAGS = flags.FLAGS
+_SHIPPED = pathlib.Path(__file__).parent / "configs"
 _FAMILIES = (config.DeiTConfig, config.RegNetYConfig)
 _EVALUATED_WITH = (
     "dataset",
@@ -137,8 +139,7 @@ def config_from_flags(flag_values=FLAGS):
     """
     if flag_values.model is None:
         raise config.InputError(
-            "no model: give --model=NAME or a --flagfile that does, as"
-            " --flagfile=deit_tf/configs/digits_teacher.flags"
+            "no model: give --model=NAME or a --flagfile that does, as --flagfile=digits_teacher"
         )
     sections = {
         name: cls(**{f.name: _fact(flag_values[f.name].value) for f in dataclasses.fields(cls)})
@@ -187,14 +188,16 @@ def define_switch(name, help_text):
     flags.DEFINE_boolean(name, False, help_text, module_name=sys.argv[0])
 
 
-def run(main, words=()):
+def run(main, words=(), files=False):
     """Runs `main(argv)` under absl; what a person can mend is one line on stderr and exit code 1.
 
     Args:
       main: a function of the arguments that are left after the flags.
       words: what the command can do, where it has to be told.
+      files: whether names of files are taken beside the flags.
     """
     define_switch("debug", "Print the traceback of an error, too.")
+    _introduce(main)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # fewer of TensorFlow's greetings
     backend = os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
@@ -207,7 +210,7 @@ def run(main, words=()):
                     f"{' '.join(argv[1:]) or 'nothing'!r} is not what this command does; say one of"
                     f" {', '.join(words)}"
                 )
-            if argv[1:] and not words:
+            if argv[1:] and not words and not files:
                 raise config.InputError(
                     f"{argv[1]!r} is not a flag; flags start with --, as --run_dir=DIR"
                 )
@@ -225,6 +228,18 @@ def run(main, words=()):
     app.run(guarded, flags_parser=_parse)
 
 
+def _introduce(main):
+    """Has --help begin with what the command says of itself, by the name that it was started by.
+
+    absl shows the docstring of `__main__`, which of an installed script is empty.
+    """
+    module, script = main.__module__, pathlib.Path(sys.argv[0])
+    if module == "__main__":
+        return
+    text = sys.modules[module].__doc__ or ""
+    sys.modules["__main__"].__doc__ = text.replace(f"python -m {module}", script.name)
+
+
 def _leave(code, text):
     """Ends a command that failed.
 
@@ -240,7 +255,52 @@ def _leave(code, text):
 def _parse(argv):
     """Parses as absl does; what it refuses is one line, as every other error."""
     try:
-        return FLAGS(argv)
+        return FLAGS(_unfolded(argv))
     except flags.Error as error:
         message = " ".join(str(error).removeprefix("ERROR:: ").split())
         sys.exit(f"error: {message.removesuffix('.')}; --help lists the flags")
+
+
+def _unfolded(argv, within=()):
+    """Arguments with what a flagfile says in place of its name, as absl would have it.
+
+    absl itself opens a flagfile, and one that is named in it, from the current folder alone.
+
+    Args:
+      argv: arguments, or lines of a flagfile.
+      within: the flagfiles that these are from, paths.
+    """
+    found, rest = [], iter(argv)
+    for argument in rest:
+        name, _, value = argument.partition("=")
+        if name not in ("--flagfile", "-flagfile"):
+            found.append(argument)
+            continue
+        path = _flagfile(value if "=" in argument else next(rest, ""))
+        if path in within:
+            raise flags.Error(f"flagfile {path} names itself")
+        found += _unfolded(_lines(path), (*within, path))
+    return found
+
+
+def _lines(path):
+    """The flags of a flagfile; what begins with # or // is a comment."""
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeError) as error:
+        raise flags.Error(f"flagfile {path} cannot be read: {error}") from error
+    return [line for line in lines if line and not line.startswith(("#", "//"))]
+
+
+def _flagfile(name):
+    """The path of a flagfile: one that is there, or one of ours, as digits_teacher."""
+    path = pathlib.Path(name).expanduser()
+    ours = _SHIPPED / f"{path.name.removesuffix('.flags')}.flags"
+    if path.exists() and not path.is_dir():  # a pipe, too
+        return path
+    if path.parent in (pathlib.Path(), pathlib.Path("deit_tf/configs")) and ours.is_file():
+        return ours
+    raise flags.Error(
+        f"there is no flagfile {name!r}; give a file, or the name of one in {_SHIPPED}, as"
+        " digits_teacher"
+    )

@@ -109,6 +109,28 @@ def open_folder(root, train_split, eval_split, eval_fraction, training=True):
     return Photographs(train_root, train_files), test, tuple(train_files), skipped + also_skipped
 
 
+def images_at(place):
+    """What a person means who names an image, or a folder.
+
+    Args:
+      place: a path.
+
+    Returns:
+      A list of paths: the file, whatever it is called, or the images below the folder, sorted.
+
+    Raises:
+      InputError: nothing is there, or no image is in the folder.
+    """
+    if not os.path.exists(place):
+        raise InputError(f"there is no image {place}; give files, or folders with images in them")
+    if not os.path.isdir(place):
+        return [os.fspath(place)]
+    found, _ = _images(place)
+    if not len(found):
+        raise InputError(f"{place} holds no images ({', '.join(SUFFIXES)})")
+    return [os.path.join(place, os.fsdecode(bytes(name))) for name in found]
+
+
 def _check_same_classes(one, files, other, other_files):
     """Raises InputError where the second folder lacks classes of the first."""
     missing = [name for name in files if name not in other_files]

@@ -7,7 +7,7 @@ import platform
 
 import keras
 
-from deit_tf import attention, checkpoint, model, rundir
+from deit_tf import checkpoint, model, rundir, tokens
 from deit_tf.config import InputError
 from deit_tf.manifest import Manifest
 
@@ -50,8 +50,8 @@ class Inference:
         return {name: tokens[:, i] for i, name in enumerate(("cls", "dist")[:count])}
 
     def attention(self, image):
-        """Where both tokens look; see `attention.rollout`."""
-        return attention.rollout(self.network, image)
+        """Where both tokens look; see `tokens.rollout`."""
+        return tokens.rollout(self.network, image)
 
 
 def open_run(run_dir, which="last", fusion=None):

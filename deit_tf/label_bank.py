@@ -154,7 +154,12 @@ def main(argv):
     print(fill(config, given.epochs) if argv[1] == "fill" else check(config, given.sample))
 
 
-if __name__ == "__main__":
+def run():
+    """The command: its flags, then `main`."""
     flags.define_config(spans=("epochs",))
     flags.define_number("sample", 1024, "check: images to ask the teacher about again, about.")
     flags.run(main, _WORDS)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,5 +1,6 @@
 """A run from where it stands to its end: Keras' `fit`, its callbacks, and what can go wrong."""
 
+import dataclasses
 import json
 import signal
 
@@ -8,6 +9,8 @@ import keras
 from deit_tf import config as configuration
 from deit_tf import dataset, devices, distiller, progress, readable, rundir, saving
 from deit_tf.config import InputError
+
+_WATCHED = 32  # evaluation images that TensorBoard hears of
 
 
 class Images:
@@ -46,6 +49,13 @@ class Images:
         facts = (self.config.run.fusion, self.bar(), self.test_steps)
         with self.strategy.scope():
             return distiller.measure(network, self.tests, *facts)
+
+    def watched(self):
+        """The first evaluation images, float32 [n, S, S, 3] in 0–255."""
+        records, config = self.data.eval, self.config
+        some = dataclasses.replace(config.data, batch_size=min(_WATCHED, len(records)))
+        batches = dataset.eval_batches(records, dataclasses.replace(config, data=some))
+        return next(iter(batches))["image"].numpy()
 
     def bar(self):
         """A list of the bar of an evaluation, on the machine that shows it."""
@@ -152,9 +162,11 @@ def _shown(run, images):
     config, steps = images.config, images.steps
     if not images.machines.is_chief:
         return []
-    board = keras.callbacks.TensorBoard(run.path / "logs", write_graph=False)
+    boards = [keras.callbacks.TensorBoard(run.path / "logs", write_graph=False)]
+    if config.network.distilled:
+        boards.append(progress.TokenBoard(run.path / "logs" / "tokens", images.watched))
     line = progress.Progress(config.optimizer.epochs, steps, config.data.batch_size)
-    return [board, line, *images.bar()]
+    return [*boards, line, *images.bar()]
 
 
 def check_machines(strategy, config, facts, run, pair, eval_only):

@@ -37,6 +37,11 @@ def main(argv):
     print(prepare(DataConfig(**flags.given_data())))
 
 
-if __name__ == "__main__":
+def run():
+    """The command: its flags, then `main`."""
     flags.define_data("dataset", "data_dir")
     flags.run(main)
+
+
+if __name__ == "__main__":
+    run()

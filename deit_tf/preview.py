@@ -1,12 +1,8 @@
 """What a network is going to see: augmented images with their soft labels, as one picture."""
 
-import contextlib
-import os
 import textwrap
 
 import numpy as np
-
-from deit_tf.config import InputError
 
 ROWS, COLUMNS = 6, 8
 _SHOWN = 0.005  # of a label, beyond its smoothing
@@ -29,28 +25,6 @@ def rows(images, labels, groups):
     shown = [*range(half), *range(size - half, size)]
     places = [[group * size + i for i in shown] for group in range(groups)]
     return [(images[row], labels[row]) for row in places]
-
-
-def save(rows, names, smoothing, path):
-    """Draws what `draw` does into a PNG file, whole or not at all.
-
-    Args:
-      rows: see `draw`.
-      names: see `draw`.
-      smoothing: see `draw`.
-      path: the file.
-
-    Raises:
-      InputError: it cannot be written.
-    """
-    part = path + ".part"
-    try:
-        draw(rows, names, smoothing).savefig(part, format="png")
-        os.replace(part, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.remove(part)
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def draw(rows, names, smoothing):

@@ -1,14 +1,18 @@
-"""What a person watches: a bar with images per second, time left and memory; a line an epoch."""
+"""What a person watches: a bar with images per second, time left and memory; a line an epoch.
+
+And in TensorBoard, how alike both tokens are.
+"""
 
 import datetime
 import sys
 import time
 
 import keras
+import tensorflow as tf
 import tqdm
 from absl import logging
 
-from deit_tf import devices
+from deit_tf import devices, tokens
 
 _SHOWN = ("loss", "val_cls_top1", "val_dist_top1", "val_fused_top1")
 _SHOWN_OF_ONE_HEAD = ("loss", "val_cls_top1")
@@ -58,6 +62,43 @@ class EvaluationBar(keras.callbacks.Callback):
     def on_test_end(self, logs=None):
         """Takes it away."""
         self.bar.close()
+
+
+class TokenBoard(keras.callbacks.Callback):
+    """Tells TensorBoard, once an epoch, how alike class token and distillation token are.
+
+    By one forward pass of a few images through the network that is evaluated, on this machine
+    alone; it draws no random number and changes nothing. The scalars are `tokens/cosine_LAYER`,
+    means over the images, by the names of `tokens.layers_of`.
+
+    Args:
+      folder: of the events, a path.
+      images: function that answers float32 [n, S, S, 3], 0–255; called once, after the evaluation
+        of the first epoch.
+    """
+
+    def __init__(self, folder, images):
+        super().__init__()
+        self.folder, self.images, self.seen = folder, images, None
+
+    def on_train_begin(self, logs=None):
+        """Opens a file of events."""
+        self.writer = tf.summary.create_file_writer(str(self.folder))
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Writes the cosines."""
+        if self.seen is None:
+            self.seen = self.images()
+        network = self.model.evaluated
+        cosines = keras.ops.mean(tokens.similarity(network, self.seen), axis=0)
+        with self.writer.as_default():
+            for name, cosine in zip(tokens.layers_of(network), cosines, strict=True):
+                tf.summary.scalar(f"tokens/cosine_{name}", cosine, step=epoch)
+        self.writer.flush()
+
+    def on_train_end(self, logs=None):
+        """Closes it."""
+        self.writer.close()
 
 
 class Progress(keras.callbacks.Callback):

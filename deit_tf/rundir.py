@@ -6,6 +6,7 @@ config.json            the configuration, the data's facts, class names, version
 history.csv            one row an epoch
 curves.png             the same as a picture
 logs/                  TensorBoard events
+attention.png          where the tokens look, once `attention` has been asked
 best.weights.h5        the network at its best evaluation accuracy
 checkpoints/step_N/    a newest state, whole or not there at all; step_N_1 is newer than step_N:
     network.weights.h5   the network

@@ -160,11 +160,9 @@ def draw_preview(config, path):
       InputError: something that was given does not fit; nothing has been written. Or an image
         that cannot be read.
     """
-    if not path.endswith(".png"):
-        raise InputError(f"preview is {path!r}; give the name of a picture that ends in .png")
-    if not os.path.isdir(os.path.dirname(path) or "."):
-        raise InputError(f"preview is {path!r}, and there is no such folder; make it first")
-    from deit_tf import source
+    from deit_tf import picture, source
+
+    picture.check(path, "preview")
 
     data = source.open_training(config, cluster.Cluster())
 
@@ -178,7 +176,7 @@ def draw_preview(config, path):
     with readable.naming(lambda: [(data.train, dataset.indices(data.train, few, 0))]):
         batch = next(iter(dataset.train_batches(data.train, few)))
     rows = preview.rows(batch["image"].numpy(), batch["label"].numpy(), groups)
-    preview.save(rows, data.labels, config.augment.label_smoothing, path)
+    picture.save(preview.draw(rows, data.labels, config.augment.label_smoothing), path)
 
 
 def main(argv):
@@ -195,7 +193,8 @@ def main(argv):
         print(report.table(**measured))
 
 
-if __name__ == "__main__":
+def run():
+    """The command: its flags, then `main`."""
     flags.define_config()
     flags.define_text("run_dir", None, "Where the run is kept; an unfinished one goes on.")
     flags.define_switch(
@@ -205,3 +204,7 @@ if __name__ == "__main__":
         "preview", None, "Draw augmented images with their soft labels as FILE.png; train nothing."
     )
     flags.run(main)
+
+
+if __name__ == "__main__":
+    run()

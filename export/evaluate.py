@@ -54,9 +54,14 @@ def main(argv):
     print(json.dumps(measured) if given.json else report.table(measured))
 
 
-if __name__ == "__main__":
+def run():
+    """The command: its flags, then `main`."""
     flags.define_text("artefact", None, "A SavedModel's folder, or an ONNX file.")
     flags.define_text("device", None, "What an ONNX file runs on: cpu (default) or cuda.")
     flags.define_data()
     flags.define_switch("json", "Answer one line of JSON.")
     flags.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -222,7 +222,8 @@ def main(argv):
     print(given.output)
 
 
-if __name__ == "__main__":
+def run():
+    """The command: its flags, then `main`."""
     flags.define_text("run_dir", None, "The run directory.")
     flags.define_text("output", None, "The file to write.")
     flags.define_text("precision", None, "float32, float16 or int8; default: by target.")
@@ -232,3 +233,7 @@ if __name__ == "__main__":
     flags.define_switch("with_attention", "Whether attention maps are answered, too.")
     flags.define_switch("standard_attention", "Whether Attention is the standard's (opset 23).")
     flags.run(main)
+
+
+if __name__ == "__main__":
+    run()

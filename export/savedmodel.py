@@ -95,7 +95,8 @@ def main(argv):
     print(path)
 
 
-if __name__ == "__main__":
+def run():
+    """The command: its flags, then `main`."""
     flags.define_text("run_dir", None, "The run directory.")
     flags.define_text("output", None, "The model's folder; its versions are 1, 2, … in it.")
     flags.define_text("checkpoint", "last", "Which weights: last or best.")
@@ -106,3 +107,7 @@ if __name__ == "__main__":
     flags.define_number("batch_timeout_micros", 1000, "How long a request waits for others.", 0)
     flags.define_switch("with_attention", "Whether there is a signature with attention maps.")
     flags.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -303,9 +303,14 @@ def main(argv):
     print(f"{given.artefact}: {verify(given.artefact, found, given.run_dir, given.images)}")
 
 
-if __name__ == "__main__":
+def run():
+    """The command: its flags, then `main`."""
     flags.define_text("run_dir", None, "The run directory that it is from.")
     flags.define_text("artefact", None, "A SavedModel's folder, or an ONNX file.")
     flags.define_text("checkpoint", None, "Which weights: last or best; default: the artefact's.")
     flags.define_number("images", IMAGES, "How many are compared, if there are as many.")
     flags.run(main)
+
+
+if __name__ == "__main__":
+    run()

@@ -226,10 +226,8 @@ def launch(gradio, blocks, host, port):
         raise InputError(f"nothing can listen at {host}:{port}; give another --port") from error
 
 
-def _parsed(argv):
-    parser = argparse.ArgumentParser(
-        prog="python -m serving.demo", description=__doc__.splitlines()[0]
-    )
+def _parsed(argv, prog):
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", help="an ONNX file")
     model.add_argument("--target", help="a TF Serving: host:port (gRPC) or http://host:port (REST)")
@@ -242,9 +240,9 @@ def _parsed(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv=None, prog="python -m serving.demo"):
     """Arguments -> a page, until it is stopped; the exit code."""
-    given = _parsed(argv)
+    given = _parsed(argv, prog)
     try:
         if given.model:
             model = Local(given.model, given.device)
@@ -261,6 +259,11 @@ def main(argv=None):
     sys.stdout.flush()
     blocks.block_thread()
     return 0
+
+
+def run():
+    """The installed command, `deit-demo`; its exit code."""
+    return main(prog="deit-demo")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}; --help lists what there is\n")
 
 
-def _parser():
-    parser = _Parser(prog="python -m serving.predict", description=__doc__.splitlines()[0])
+def _parser(prog):
+    text = __doc__.splitlines()[0].replace("python -m serving.predict", prog)
+    parser = _Parser(prog=prog, description=text)
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE|DIR", help="files, or folders to any depth")
     add("--backend", choices=_BACKENDS, default="onnx", help="default: %(default)s")
@@ -157,9 +158,9 @@ def predict(given):
     return bad
 
 
-def main(argv=None):
+def main(argv=None, prog="python -m serving.predict"):
     """Command line -> predictions -> exit code."""
-    parser = _parser()
+    parser = _parser(prog)
     given = parser.parse_args(argv)
     _checked(parser, given)
     sys.stdout.reconfigure(errors="backslashreplace")  # files may be called anything
@@ -173,6 +174,11 @@ def main(argv=None):
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def run():
+    """The installed command, `deit-predict`; its exit code."""
+    return main(prog="deit-predict")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_serving_knows_manifests_alone_and_no_tensorflow():
 
 def test_networks_and_losses_are_keras_ops_alone():
     allowed = {"keras", "deit_tf", "dataclasses", "itertools", "math", "numpy"}
-    for module in ("layers", "model", "regnet", "losses", "attention"):
+    for module in ("layers", "model", "regnet", "losses", "tokens"):
         for node in ast.walk(ast.parse((PACKAGE / f"{module}.py").read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert node.module.split(".")[0] in allowed

@@ -45,7 +45,7 @@ CASES = {
     "no flag at all": (f"train {STUDENT} digits", "'digits' is not a flag; flags start with --"),
     "missing flagfile": (
         "train --flagfile={new}/none.flags",
-        "none.flags'; --help lists the flags",
+        "none.flags'; give a file, or the name of one in",
     ),
     "no model": ("train --run_dir={new}", "no model: give --model=NAME"),
     "unknown model": (
@@ -287,6 +287,30 @@ CASES = {
     "evaluation by other data": (
         "evaluate --run_dir={world}/run --dataset=folder:{world}/other",
         "has other classes than {world}/run was trained on; where they only have other names",
+    ),
+    "a look without images": (
+        "attention --run_dir={world}/run",
+        "no image; give files, or folders with images in them",
+    ),
+    "a look at an image that is not there": (
+        "attention --run_dir={world}/run {new}.png",
+        "there is no image {new}.png; give files, or folders with images in them",
+    ),
+    "a look at no image": (
+        "attention --run_dir={world}/run --output={new}.png {world}/names.txt",
+        "names.txt cannot be read as an image; give a JPEG, PNG, WebP or GIF",
+    ),
+    "a look at a folder without images": (
+        "attention --run_dir={world}/run {world}/empty",
+        "empty holds no images (.jpg,",
+    ),
+    "a look by an empty run": (
+        "attention --run_dir={world}/empty_run {world}/good/val",
+        "has no last checkpoint yet; train it first",
+    ),
+    "a look into no picture": (
+        "attention --run_dir={world}/run --output={new}.jpg {world}/good/val",
+        "output is '{new}.jpg'; give the name of a picture that ends in .png",
     ),
     "unknown checkpoint": (
         "evaluate --run_dir={world}/run --checkpoint=first",

@@ -1,3 +1,4 @@
+import os
 import pathlib
 import subprocess
 import sys
@@ -15,11 +16,15 @@ flags.run(lambda argv: print(json.dumps(config.to_json(flags.config_from_flags()
 """
 
 
-def _ask(*arguments):
+ROOT = CONFIGS.parent.parent
+
+
+def _ask(*arguments, cwd=ROOT):
     """What a command makes of its flags: (exit code, stdout, last line of stderr)."""
     answer = subprocess.run(
         [sys.executable, "-c", ASK, *arguments],
-        cwd=CONFIGS.parent.parent,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
@@ -27,10 +32,10 @@ def _ask(*arguments):
     return answer.returncode, answer.stdout, answer.stderr.strip().splitlines()
 
 
-def _config(*arguments):
+def _config(*arguments, cwd=ROOT):
     import json
 
-    code, stdout, stderr = _ask(*arguments)
+    code, stdout, stderr = _ask(*arguments, cwd=cwd)
     assert code == 0, stderr
     return config.from_json(json.loads(stdout))
 
@@ -121,7 +126,9 @@ def test_refuses_in_one_line(arguments, words):
         ("--distillation=firm", "<hard|soft|none>"),
         ("--mean=0.5;0.5", "give numbers with commas between"),
         ("--depth=many", "many"),
-        ("--flagfile=none.flags", "No such file or directory: 'none.flags'"),
+        ("--flagfile=none.flags", "there is no flagfile 'none.flags'; give a file, or the name"),
+        ("--flagfile", "there is no flagfile ''"),
+        ("--flagfile=deit_tf", "there is no flagfile 'deit_tf'"),
     ],
 )
 def test_absl_refuses_what_is_no_flag(argument, words):
@@ -173,3 +180,36 @@ def test_every_flagfile_says_its_group_and_fits_it():
         text = path.read_text()
         assert ("--mix_group=" in text) != ("--flagfile=" in text), path
         _config(f"--flagfile={path}", "--teacher=runs/any").check_groups()
+
+
+@pytest.mark.parametrize("name", ["digits_teacher", "deit_tf/configs/digits_teacher.flags"])
+def test_our_flagfiles_are_found_from_anywhere(name, tmp_path):
+    here = _config(f"--flagfile={CONFIGS / 'digits_teacher.flags'}")
+    assert _config("--flagfile", name, cwd=tmp_path) == here
+    (tmp_path / "mine.flags").write_text(f"# Mine.\n--flagfile={name}\n\n--epochs=3\n")
+    mine = _config("--flagfile=mine.flags", "--seed=5", cwd=tmp_path)
+    assert mine.model == here.model
+    assert (mine.optimizer.epochs, mine.run.seed) == (3, 5)
+    lr = _config("--lr=1", f"--flagfile={name}", cwd=tmp_path).optimizer.lr
+    assert lr == here.optimizer.lr  # what stands last counts
+
+
+def test_a_file_of_that_name_comes_before_ours(tmp_path):
+    (tmp_path / "digits_teacher").write_text("--model=deit")
+    assert _config("--flagfile=digits_teacher", cwd=tmp_path).model == "deit"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"--flagfile=bad.flags", "bad.flags names itself"),
+        (b"--model=\xff", "bad.flags cannot be read: 'utf-8' codec"),
+        (b"--flagfile=other/digits_teacher", "there is no flagfile 'other/digits_teacher'"),
+    ],
+)
+def test_a_bad_flagfile_is_refused_in_one_line(content, words, tmp_path):
+    (tmp_path / "bad.flags").write_bytes(content)
+    code, _, stderr = _ask("--flagfile=bad.flags", cwd=tmp_path)
+    assert code == 1
+    assert len(stderr) == 1
+    assert words in stderr[0]

@@ -81,6 +81,8 @@ def test_run_directory_holds_what_it_should(runs):
     assert names == files | {"checkpoints", "logs"}
     assert list((run / "logs" / "train").glob("events.*"))
     assert list((run / "logs" / "validation").glob("events.*"))
+    assert list((run / "logs" / "tokens").glob("events.*"))
+    assert not (folder / "teacher" / "logs" / "tokens").exists()  # it has none
     rows = _history(run)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     # The rates that were used: the released ladder's first two are the warm-up's beginning.

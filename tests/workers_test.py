@@ -123,6 +123,7 @@ def test_a_dead_worker_is_named_and_all_go_on(gone, data_dir, tmp_path, start_wo
     whole = [*flags, f"--run_dir={tmp_path / 'whole'}"]
     assert finish(start_workers(whole, tmp_path)) == [0, 0]
     killed, whole = (tmp_path / name for name in ("killed", "whole"))
+    assert len(list((whole / "logs" / "tokens").glob("events.*"))) == 1  # the chief's alone
     assert (killed / "history.csv").read_text() == (whole / "history.csv").read_text()
     one, other = (checkpoint.load(run).get_weights() for run in (killed, whole))
     for a, b in zip(one, other, strict=True):
