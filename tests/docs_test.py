@@ -120,7 +120,7 @@ def test_every_block_says_what_it_is(page):
 def test_links_lead_somewhere():
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "tests/data/README.md"]:
         text = page.read_text("utf-8")
-        for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
+        for target in re.findall(r"(?:\]\(|src=\")(?!https?://)([^)#\"]+)", text):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
         for anchor in re.findall(r"\]\(([^)]*#[^)]+)\)", text):
             file, name = anchor.split("#", 1)
