@@ -30,5 +30,7 @@ done
 [[ " $* " == *" //"* ]] || set -- "$@" //...
 
 # Old Bazel runs the first python3 on PATH. No links bazel-*: another version would follow them.
+# Its minute for a small test is short where other work shares the cores.
 PATH=$PWD/.venv/bin:$PATH exec "$BAZEL" --output_user_root="$cache/output" --max_idle_secs=60 \
-    test "${overrides[@]}" --symlink_prefix=/ --test_output=errors "$@"
+    test "${overrides[@]}" --symlink_prefix=/ --test_output=errors \
+    --test_timeout=300,900,1800,3600 "$@"
