@@ -5,7 +5,7 @@ RUNS ?= runs
 SEED ?= 0
 WORKERS := -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: train serve test test-all gpu-check lint
+.PHONY: train serve test test-all gpu-check lint bazel bazel-all
 
 # Trains the convolutional teacher on the digits, then the distilled student.
 train: .venv/installed
@@ -29,6 +29,15 @@ test-all: .venv/installed-dev
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The floors, as Bazel sees them: the form of BUILD, and the tests that take seconds.
+bazel: .venv/installed-dev
+	$$(tools/npm_program.sh @bazel/buildifier@8.2.1 buildifier-linux_amd64) -mode=check -lint=warn -r BUILD MODULE.bazel WORKSPACE.bazel tools/bazel_offline
+	tools/bazel_test.sh --test_size_filters=small
+
+# All but the slow tests, each with no more of the source than BUILD gives it.
+bazel-all: .venv/installed-dev
+	tools/bazel_test.sh
 
 # A few steps of training, an export and ONNX Runtime on a GPU; says plainly what it found.
 gpu-check: .venv/installed-cuda

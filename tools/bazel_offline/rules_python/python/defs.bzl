@@ -1,0 +1,5 @@
+"""The native rules by the names of rules_python."""
+
+py_binary = native.py_binary
+py_library = native.py_library
+py_test = native.py_test
