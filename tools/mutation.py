@@ -1,0 +1,303 @@
+"""Asks the tests whether they notice small faults in what they test.
+
+    python tools/mutation.py --mutants=160 --seed=0 --output=docs/mutation.jsonl
+
+Of all the faults that `mutants.find` knows, a random sample, fixed by its seed. Each is written
+into a copy of the repository, in which the tests of its file then run: those of deit_tf/bank.py
+are tests/bank_test.py, and what only others notice counts as unnoticed. Each run is a fork of a
+process that has imported TensorFlow and done nothing with it, so that it starts at once.
+
+Results are appended as they come, and a second call goes on behind them. It tries the survivors
+again where their tests have changed; what was killed is not tried again while its file is the same.
+In the end it writes, next to the results, a page that lists the survivors with what
+*_survivors.json says of them, by their keys.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
+
+import mutants
+
+ROOT = pathlib.Path(__file__).parent.parent
+MODULES = ("losses", "mixing", "schedule", "lessons", "bank", "distiller", "label_bank")
+FILES = ",".join(f"deit_tf/{name}.py" for name in MODULES)
+PRELOADED = "tensorflow,keras,scipy.ndimage,sklearn.datasets,pytest"
+_PATIENCE = 60  # seconds, and three times what a test takes without a fault
+
+
+class _Watch:
+    """A plugin of pytest: the shortest test first, and each within its time."""
+
+    def __init__(self, expected):
+        self.expected, self.took, self.failed = expected, {}, ""
+
+    def pytest_collection_finish(self, session):
+        session.items.sort(key=lambda item: self.expected.get(item.nodeid, 0))
+
+    def pytest_runtest_logstart(self, nodeid, location):
+        # Nothing handles the alarm, so that it ends even a loop that never comes back to Python.
+        signal.alarm(int(_PATIENCE + 3 * self.expected.get(nodeid, 0)))
+
+    def pytest_runtest_logreport(self, report):
+        self.took[report.nodeid] = self.took.get(report.nodeid, 0) + report.duration
+        if report.failed:
+            self.failed = report.nodeid
+
+
+def _tests_of(path):
+    return pathlib.Path("tests", pathlib.Path(path).stem + "_test.py")
+
+
+def _module_of(path):
+    return ".".join(pathlib.Path(path).with_suffix("").parts)
+
+
+def _run_tests(tree, path, expected, answer):
+    """Runs the tests of a file, in a process of its own; writes what came of it."""
+    import pytest
+
+    os.chdir(tree)
+    sys.path[0] = str(tree)
+    with open(answer.with_suffix(".log"), "w") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    signal.alarm(_PATIENCE)  # for importing and collecting
+    watch = _Watch(expected)
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
+    places = [f"--rootdir={tree}", f"--basetemp={answer.with_suffix('.tmp')}"]
+    code = pytest.main([*options, *places, str(_tests_of(path))], plugins=[watch])
+    module = sys.modules.get(_module_of(path))
+    if module and pathlib.Path(module.__file__) != tree / path:
+        raise RuntimeError(f"tested was {module.__file__}")
+    found = {"passed": code == 0, "failed": watch.failed, "took": watch.took}
+    answer.write_text(json.dumps(found))
+
+
+def _fork(tree, path, expected):
+    """What came of the tests of a file, as they run in a fork: what happened, and to which."""
+    answer = tree.parent / "answer.json"
+    answer.unlink(missing_ok=True)
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        try:
+            os.setsid()
+            _run_tests(tree, path, expected, answer)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what the tests have started, and left
+    if answer.exists():
+        found = json.loads(answer.read_text())
+        return {"outcome": "survived" if found["passed"] else "killed", **found}
+    timed_out = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
+    return {"outcome": "timed out" if timed_out else "crashed", "failed": "", "took": {}}
+
+
+def _copy(root, tree):
+    """Copies what git knows or would know of a repository; without git, all of it."""
+    names = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(names, cwd=root, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        shutil.copytree(root, tree)
+    for name in filter(None, listed.stdout.split("\0")):
+        if (root / name).exists():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, tree / name)
+
+
+def _durations(tree, path):
+    """Seconds of each test of a file that has no fault.
+
+    Raises:
+      SystemExit: they fail without one, or in another order.
+    """
+    took = {}
+    for _ in range(2):  # in the order of the file, then the shortest first
+        found = _fork(tree, path, took)
+        if found["outcome"] != "survived":
+            log = (tree.parent / "answer.log").read_text()
+            sys.exit(f"{log}\n{_tests_of(path)} {found['outcome']} without a fault")
+        took = found["took"]
+    return took
+
+
+def _digest(*paths):
+    content = b"".join(path.read_bytes() for path in paths if path.exists())
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def _digests(tree, path):
+    """What the result of a mutant depends on, nearly: its file, and the tests of that."""
+    tests = (tree / _tests_of(path), tree / "tests" / "conftest.py")
+    return {"source": _digest(tree / path), "tests": _digest(*tests)}
+
+
+def _try(tree, mutant, expected):
+    """A line of the results: what the tests say of a mutant."""
+    file, start = tree / mutant.path, time.perf_counter()
+    source = file.read_text()
+    file.write_text(mutant.source)
+    try:
+        found = _fork(tree, mutant.path, expected)
+    finally:
+        file.write_text(source)
+    names = ("key", "path", "line", "before", "after")
+    return {
+        **{name: getattr(mutant, name) for name in names},
+        **_digests(tree, mutant.path),
+        "outcome": found["outcome"],
+        "by": found["failed"],
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def _read(path):
+    """Results by the keys of their mutants; of several the last."""
+    lines = path.read_text().splitlines() if path.exists() else ()
+    return {line["key"]: line for line in map(json.loads, lines)}
+
+
+def _is_known(line, digests):
+    """Whether a result still tells what trying the mutant again would."""
+    if line is None or line["source"] != digests["source"]:
+        return False
+    return line["outcome"] != "survived" or line["tests"] == digests["tests"]
+
+
+def run(root, sample, output):
+    """Tries all mutants of a sample that have no result yet; answers all results."""
+    lines = _read(output)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = pathlib.Path(folder).resolve() / "tree"
+        _copy(root, tree)
+        left = [m for m in sample if not _is_known(lines.get(m.key), _digests(tree, m.path))]
+        expected, done = {}, len(sample) - len(left)
+        for mutant in left:
+            if mutant.path not in expected:
+                expected[mutant.path] = _durations(tree, mutant.path)
+            line = lines[mutant.key] = _try(tree, mutant, expected[mutant.path])
+            with output.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            done += 1
+            place = f"{line['path']}:{line['line']}"
+            print(f"{done}/{len(sample)}  {line['outcome']:<9} {line['seconds']:6.1f} s  {place}")
+            print(f"    - {line['before']}\n    + {line['after']}", flush=True)
+    found = [lines[mutant.key] for mutant in sample]
+    output.write_text("".join(json.dumps(line) + "\n" for line in found))
+    return found
+
+
+def table(lines):
+    """How many mutants of each file were killed, as Markdown."""
+    rows = [
+        "| file | mutants | killed | timed out | survived | noticed |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for path in (*dict.fromkeys(line["path"] for line in lines), "all"):
+        outcomes = [line["outcome"] for line in lines if path in (line["path"], "all")]
+        killed, late, alive = (
+            sum(outcome in kinds for outcome in outcomes)
+            for kinds in (("killed", "crashed"), ("timed out",), ("survived",))
+        )
+        count = len(outcomes)
+        rows.append(f"| {path} | {count} | {killed} | {late} | {alive} | {1 - alive / count:.0%} |")
+    return "\n".join(rows)
+
+
+_PAGE = """# Mutation testing
+
+Small faults are planted in these files, one at a time, and the tests of the file run: do they
+notice? `python tools/mutation.py` wrote this page from `{results}`, where each mutant has a line,
+and `{reasons}`, which explains the survivors. What the faults are: `tools/mutants.py`.
+
+{table}
+
+Crashes count as killed. It took {minutes:.0f} minutes on two cores.
+
+## Survivors
+
+{survivors}
+"""
+
+
+def page(lines, reasons, output):
+    """The page, Markdown.
+
+    Args:
+      lines: the results.
+      reasons: {key of a mutant: why nothing notices it}.
+      output: where the results are.
+    """
+    survivors = [
+        f"`{line['path']}`, line {line['line']} ({line['key']})\n\n"
+        f"```diff\n- {line['before']}\n+ {line['after']}\n```\n\n"
+        f"{reasons.get(line['key'], 'Not explained yet.')}"
+        for line in sorted(lines, key=lambda line: (line["path"], line["line"]))
+        if line["outcome"] == "survived"
+    ]
+    return _PAGE.format(
+        results=output.name,
+        reasons=_reasons_of(output).name,
+        table=table(lines),
+        minutes=sum(line["seconds"] for line in lines) / 60,
+        survivors="\n\n".join(survivors) or "None.",
+    )
+
+
+def _reasons_of(output):
+    return output.with_name(f"{output.stem}_survivors.json")
+
+
+def main():
+    """Draws, tries, and writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mutants", type=int, default=160, help="about how many; %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample; %(default)s")
+    parser.add_argument("--output", type=pathlib.Path, default=ROOT / "docs" / "mutation.jsonl")
+    parser.add_argument("--root", type=pathlib.Path, default=ROOT, help="the repository")
+    parser.add_argument("--files", default=FILES, help="which to mutate; %(default)s")
+    parser.add_argument("--preload", default=PRELOADED, help="what to import once; %(default)s")
+    parser.add_argument("--list", action="store_true", help="say the sample, and try nothing")
+    given = parser.parse_args()
+    everything = [
+        mutant
+        for path in given.files.split(",")
+        for mutant in mutants.find(path, (given.root / path).read_text())
+    ]
+    sample = mutants.sample(everything, given.mutants / len(everything), given.seed)
+    if given.list:
+        for each in sample:
+            print(f"{each.path}:{each.line}\n    - {each.before}\n    + {each.after}")
+        return
+    # Stale bytecode is of the same age and size as many a mutant's.
+    sys.dont_write_bytecode = True
+    os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    for name in filter(None, given.preload.split(",")):
+        importlib.import_module(name)
+    lines = run(given.root, sample, given.output)
+    reasons = _reasons_of(given.output)
+    reasons = json.loads(reasons.read_text()) if reasons.exists() else {}
+    given.output.with_suffix(".md").write_text(page(lines, reasons, given.output))
+    print(table(lines))
+
+
+if __name__ == "__main__":
+    main()
