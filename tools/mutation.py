@@ -36,21 +36,21 @@ ROOT = pathlib.Path(__file__).parent.parent
 MODULES = ("losses", "mixing", "schedule", "lessons", "bank", "distiller", "label_bank")
 FILES = ",".join(f"deit_tf/{name}.py" for name in MODULES)
 PRELOADED = "tensorflow,keras,scipy.ndimage,sklearn.datasets,pytest"
-_PATIENCE = 60  # seconds, and three times what a test takes without a fault
 
 
 class _Watch:
     """A plugin of pytest: the shortest test first, and each within its time."""
 
-    def __init__(self, expected):
-        self.expected, self.took, self.failed = expected, {}, ""
+    def __init__(self, expected, patience):
+        self.expected, self.patience = expected, patience
+        self.took, self.failed = {}, ""
 
     def pytest_collection_finish(self, session):
         session.items.sort(key=lambda item: self.expected.get(item.nodeid, 0))
 
     def pytest_runtest_logstart(self, nodeid, location):
         # Nothing handles the alarm, so that it ends even a loop that never comes back to Python.
-        signal.alarm(int(_PATIENCE + 3 * self.expected.get(nodeid, 0)))
+        signal.alarm(int(self.patience + 3 * self.expected.get(nodeid, 0)))
 
     def pytest_runtest_logreport(self, report):
         self.took[report.nodeid] = self.took.get(report.nodeid, 0) + report.duration
@@ -62,111 +62,114 @@ def _tests_of(path):
     return pathlib.Path("tests", pathlib.Path(path).stem + "_test.py")
 
 
-def _module_of(path):
-    return ".".join(pathlib.Path(path).with_suffix("").parts)
+class _Copy:
+    """A copy of a repository, whose tests run in forks of this process.
 
-
-def _run_tests(tree, path, expected, answer):
-    """Runs the tests of a file, in a process of its own; writes what came of it."""
-    import pytest
-
-    os.chdir(tree)
-    sys.path[0] = str(tree)
-    with open(answer.with_suffix(".log"), "w") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    signal.alarm(_PATIENCE)  # for importing and collecting
-    watch = _Watch(expected)
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
-    places = [f"--rootdir={tree}", f"--basetemp={answer.with_suffix('.tmp')}"]
-    code = pytest.main([*options, *places, str(_tests_of(path))], plugins=[watch])
-    module = sys.modules.get(_module_of(path))
-    if module and pathlib.Path(module.__file__) != tree / path:
-        raise RuntimeError(f"tested was {module.__file__}")
-    found = {"passed": code == 0, "failed": watch.failed, "took": watch.took}
-    answer.write_text(json.dumps(found))
-
-
-def _fork(tree, path, expected):
-    """What came of the tests of a file, as they run in a fork: what happened, and to which."""
-    answer = tree.parent / "answer.json"
-    answer.unlink(missing_ok=True)
-    sys.stdout.flush()
-    child = os.fork()
-    if not child:
-        try:
-            os.setsid()
-            _run_tests(tree, path, expected, answer)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(0)
-    _, status = os.waitpid(child, 0)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # what the tests have started, and left
-    if answer.exists():
-        found = json.loads(answer.read_text())
-        return {"outcome": "survived" if found["passed"] else "killed", **found}
-    timed_out = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-    return {"outcome": "timed out" if timed_out else "crashed", "failed": "", "took": {}}
-
-
-def _copy(root, tree):
-    """Copies what git knows or would know of a repository; without git, all of it."""
-    names = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(names, cwd=root, capture_output=True, text=True, check=False)
-    if listed.returncode:
-        shutil.copytree(root, tree)
-    for name in filter(None, listed.stdout.split("\0")):
-        if (root / name).exists():
-            (tree / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(root / name, tree / name)
-
-
-def _durations(tree, path):
-    """Seconds of each test of a file that has no fault.
-
-    Raises:
-      SystemExit: they fail without one, or in another order.
+    Args:
+      root: the repository.
+      tree: where to; the folder above it is for answers.
+      patience: seconds that a test may take, beside three times what it takes without a fault.
     """
-    took = {}
-    for _ in range(2):  # in the order of the file, then the shortest first
-        found = _fork(tree, path, took)
-        if found["outcome"] != "survived":
-            log = (tree.parent / "answer.log").read_text()
-            sys.exit(f"{log}\n{_tests_of(path)} {found['outcome']} without a fault")
-        took = found["took"]
-    return took
 
+    def __init__(self, root, tree, patience):
+        self.tree, self.patience = tree, patience
+        self._answer, self._expected = tree.parent / "answer.json", {}
+        # What git knows or would know; all of it where there is no git.
+        names = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(names, cwd=root, capture_output=True, text=True, check=False)
+        if listed.returncode:
+            shutil.copytree(root, tree)
+        for name in filter(None, listed.stdout.split("\0")):
+            if (root / name).exists():
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(root / name, tree / name)
 
-def _digest(*paths):
-    content = b"".join(path.read_bytes() for path in paths if path.exists())
-    return hashlib.sha256(content).hexdigest()[:12]
+    def _run_tests(self, path, expected):
+        """Runs the tests of a file, in a process of its own; writes what came of it."""
+        import pytest
 
+        os.chdir(self.tree)
+        sys.path[0] = str(self.tree)
+        with open(self._answer.with_suffix(".log"), "w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        signal.alarm(self.patience)  # for importing and collecting
+        watch = _Watch(expected, self.patience)
+        options = ["-x", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
+        places = [f"--rootdir={self.tree}", f"--basetemp={self._answer.with_suffix('.tmp')}"]
+        code = pytest.main([*options, *places, str(_tests_of(path))], plugins=[watch])
+        module = sys.modules.get(".".join(pathlib.Path(path).with_suffix("").parts))
+        if module and pathlib.Path(module.__file__) != self.tree / path:
+            raise RuntimeError(f"tested was {module.__file__}")
+        found = {"passed": code == 0, "failed": watch.failed, "took": watch.took}
+        self._answer.write_text(json.dumps(found))
 
-def _digests(tree, path):
-    """What the result of a mutant depends on, nearly: its file, and the tests of that."""
-    tests = (tree / _tests_of(path), tree / "tests" / "conftest.py")
-    return {"source": _digest(tree / path), "tests": _digest(*tests)}
+    def _fork(self, path, expected):
+        """What came of the tests of a file: what happened, in which, and how long they took."""
+        self._answer.unlink(missing_ok=True)
+        sys.stdout.flush()
+        child = os.fork()
+        if not child:
+            try:
+                os.setsid()
+                self._run_tests(path, expected)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        _, status = os.waitpid(child, 0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child, signal.SIGKILL)  # what the tests have started, and left
+        if self._answer.exists():
+            found = json.loads(self._answer.read_text())
+            return {"outcome": "survived" if found["passed"] else "killed", **found}
+        late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
+        return {"outcome": "timed out" if late else "crashed", "failed": "", "took": {}}
 
+    def _durations(self, path):
+        """Seconds of each test of a file that has no fault.
 
-def _try(tree, mutant, expected):
-    """A line of the results: what the tests say of a mutant."""
-    file, start = tree / mutant.path, time.perf_counter()
-    source = file.read_text()
-    file.write_text(mutant.source)
-    try:
-        found = _fork(tree, mutant.path, expected)
-    finally:
-        file.write_text(source)
-    names = ("key", "path", "line", "before", "after")
-    return {
-        **{name: getattr(mutant, name) for name in names},
-        **_digests(tree, mutant.path),
-        "outcome": found["outcome"],
-        "by": found["failed"],
-        "seconds": round(time.perf_counter() - start, 1),
-    }
+        Raises:
+          SystemExit: they fail without one, or in another order.
+        """
+        took = {}
+        for _ in range(2):  # in the order of the file, then the shortest first
+            found = self._fork(path, took)
+            if found["outcome"] != "survived":
+                log = self._answer.with_suffix(".log").read_text()
+                sys.exit(f"{log}\n{_tests_of(path)} {found['outcome']} without a fault")
+            took = found["took"]
+        return took
+
+    def digests(self, path):
+        """What the result of a mutant depends on, nearly: its file, and the tests of that."""
+        tests = (_tests_of(path), "tests/conftest.py")
+        return {"source": self._digest(path), "tests": self._digest(*tests)}
+
+    def _digest(self, *paths):
+        files = [self.tree / path for path in paths]
+        content = b"".join(file.read_bytes() for file in files if file.exists())
+        return hashlib.sha256(content).hexdigest()[:12]
+
+    def try_(self, mutant):
+        """A line of the results: what the tests say of a mutant."""
+        path, file = mutant.path, self.tree / mutant.path
+        if path not in self._expected:
+            self._expected[path] = self._durations(path)
+        digests, source, start = self.digests(path), file.read_text(), time.perf_counter()
+        file.write_text(mutant.source)
+        try:
+            found = self._fork(path, self._expected[path])
+        finally:
+            file.write_text(source)
+        names = ("key", "path", "line", "before", "after")
+        return {
+            **{name: getattr(mutant, name) for name in names},
+            **digests,
+            "outcome": found["outcome"],
+            "by": found["failed"],
+            "seconds": round(time.perf_counter() - start, 1),
+        }
 
 
 def _read(path):
@@ -182,21 +185,16 @@ def _is_known(line, digests):
     return line["outcome"] != "survived" or line["tests"] == digests["tests"]
 
 
-def run(root, sample, output):
+def run(root, sample, output, patience):
     """Tries all mutants of a sample that have no result yet; answers all results."""
     lines = _read(output)
     with tempfile.TemporaryDirectory() as folder:
-        tree = pathlib.Path(folder).resolve() / "tree"
-        _copy(root, tree)
-        left = [m for m in sample if not _is_known(lines.get(m.key), _digests(tree, m.path))]
-        expected, done = {}, len(sample) - len(left)
-        for mutant in left:
-            if mutant.path not in expected:
-                expected[mutant.path] = _durations(tree, mutant.path)
-            line = lines[mutant.key] = _try(tree, mutant, expected[mutant.path])
+        copy = _Copy(root, pathlib.Path(folder).resolve() / "tree", patience)
+        left = [m for m in sample if not _is_known(lines.get(m.key), copy.digests(m.path))]
+        for done, mutant in enumerate(left, len(sample) - len(left) + 1):
+            line = lines[mutant.key] = copy.try_(mutant)
             with output.open("a") as file:
                 file.write(json.dumps(line) + "\n")
-            done += 1
             place = f"{line['path']}:{line['line']}"
             print(f"{done}/{len(sample)}  {line['outcome']:<9} {line['seconds']:6.1f} s  {place}")
             print(f"    - {line['before']}\n    + {line['after']}", flush=True)
@@ -266,8 +264,8 @@ def _reasons_of(output):
     return output.with_name(f"{output.stem}_survivors.json")
 
 
-def main():
-    """Draws, tries, and writes the page."""
+def _parse():
+    """What the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mutants", type=int, default=160, help="about how many; %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the sample; %(default)s")
@@ -275,8 +273,15 @@ def main():
     parser.add_argument("--root", type=pathlib.Path, default=ROOT, help="the repository")
     parser.add_argument("--files", default=FILES, help="which to mutate; %(default)s")
     parser.add_argument("--preload", default=PRELOADED, help="what to import once; %(default)s")
+    parser.add_argument("--patience", type=int, default=60, help="seconds; %(default)s")
     parser.add_argument("--list", action="store_true", help="say the sample, and try nothing")
-    given = parser.parse_args()
+    parser.add_argument("--page", action="store_true", help="write the page of the results again")
+    return parser.parse_args()
+
+
+def main():
+    """Draws, tries, and writes the page."""
+    given = _parse()
     everything = [
         mutant
         for path in given.files.split(",")
@@ -287,12 +292,15 @@ def main():
         for each in sample:
             print(f"{each.path}:{each.line}\n    - {each.before}\n    + {each.after}")
         return
-    # Stale bytecode is of the same age and size as many a mutant's.
-    sys.dont_write_bytecode = True
-    os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    for name in filter(None, given.preload.split(",")):
-        importlib.import_module(name)
-    lines = run(given.root, sample, given.output)
+    if given.page:
+        lines = [*_read(given.output).values()]
+    else:
+        # Stale bytecode is of the same age and size as many a mutant's.
+        sys.dont_write_bytecode = True
+        os.environ |= {"PYTHONDONTWRITEBYTECODE": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+        for name in filter(None, given.preload.split(",")):
+            importlib.import_module(name)
+        lines = run(given.root, sample, given.output, given.patience)
     reasons = _reasons_of(given.output)
     reasons = json.loads(reasons.read_text()) if reasons.exists() else {}
     given.output.with_suffix(".md").write_text(page(lines, reasons, given.output))
