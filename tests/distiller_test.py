@@ -327,6 +327,33 @@ def test_teacher_is_frozen_in_inference_mode_and_not_tracked():
     assert {w.path for w in pair.trainable_variables} == ours
 
 
+def test_the_sums_of_a_step_are_those_of_its_images():
+    network = _network(STUDENT)
+    pair = distiller.Distiller(network, HARD, _network(TEACHER, seed=1), train_mode=False)
+    pair.compile(_sgd())
+    batch = {name: tf.constant(value[:7]) for name, value in _batches().items()}
+    taught = tf.one_hot([0, 1, 2, 3, 0, 1, 2], CLASSES)
+    _, sums = pair.forward_backward(batch["image"], batch["label"], None, taught)
+    logits = network(batch["image"], training=False)
+    terms = pair.losses_of(logits, batch["label"], taught)
+    decided, truth = (np.argmax(v, -1) for v in (model.fuse(logits), batch["label"]))
+    expected = [np.sum(terms[name]) for name in ("loss", "class_loss", "distillation_loss")]
+    expected += [np.sum(decided == truth), 7]
+    assert 0 < expected[3] < 7  # so that hits tell something
+    np.testing.assert_allclose(sums, expected, rtol=1e-5)
+
+
+def test_all_know_of_one_machine_that_is_to_stop():
+    pair = distiller.Distiller(_network(PLAIN))
+    pair.compile(_sgd())
+    batch = {name: tf.constant(v[:BATCH]) for name, v in _batches().items()}
+    for step in (pair.train_step, pair.test_step):
+        for leaving in (0, 1, 0):
+            pair.leaving.assign(leaving)
+            step({**batch, "weight": tf.ones(BATCH)})
+            assert int(number(pair.all_leave)) == leaving
+
+
 def test_teacher_and_student_see_the_same_raw_pixels():
     network, teacher = _network(STUDENT), _network(TEACHER, seed=1)
     seen = {}
