@@ -7,10 +7,10 @@ into a copy of the repository, in which the tests of its file then run: those of
 are tests/bank_test.py, and what only others notice counts as unnoticed. Each run is a fork of a
 process that has imported TensorFlow and done nothing with it, so that it starts at once.
 
-Results are appended as they come, and a second call goes on behind them. It tries the survivors
-again where their tests have changed; what was killed is not tried again while its file is the same.
-In the end it writes, next to the results, a page that lists the survivors with what
-*_survivors.json says of them, by their keys.
+Results are appended as they come, and a second call goes on behind them. While their file is the
+same it tries again only survivors whose tests have changed and that nobody has explained, in
+*_survivors.json by their keys. In the end it writes a page next to the results, which lists the
+survivors with what was said of them.
 """
 
 import argparse
@@ -177,19 +177,34 @@ def _read(path):
     return {line["key"]: line for line in map(json.loads, lines)}
 
 
-def _is_known(line, digests):
+def _reasons_file(output):
+    return output.with_name(f"{output.stem}_survivors.json")
+
+
+def _reasons(output):
+    """{key of a mutant: why nothing notices it}, as people have found out."""
+    path = _reasons_file(output)
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _is_known(line, digests, reasons):
     """Whether a result still tells what trying the mutant again would."""
     if line is None or line["source"] != digests["source"]:
         return False
-    return line["outcome"] != "survived" or line["tests"] == digests["tests"]
+    same = line["tests"] == digests["tests"]
+    return line["outcome"] != "survived" or same or line["key"] in reasons
 
 
 def run(root, sample, output, patience):
     """Tries all mutants of a sample that have no result yet; answers all results."""
-    lines = _read(output)
+    lines, reasons = _read(output), _reasons(output)
     with tempfile.TemporaryDirectory() as folder:
         copy = _Copy(root, pathlib.Path(folder).resolve() / "tree", patience)
-        left = [m for m in sample if not _is_known(lines.get(m.key), copy.digests(m.path))]
+        left = [
+            mutant
+            for mutant in sample
+            if not _is_known(lines.get(mutant.key), copy.digests(mutant.path), reasons)
+        ]
         for done, mutant in enumerate(left, len(sample) - len(left) + 1):
             line = lines[mutant.key] = copy.try_(mutant)
             with output.open("a") as file:
@@ -239,14 +254,14 @@ Crashes count as killed. It took {minutes:.0f} minutes on two cores.
 """
 
 
-def page(lines, reasons, output):
+def page(lines, output):
     """The page, Markdown.
 
     Args:
       lines: the results.
-      reasons: {key of a mutant: why nothing notices it}.
-      output: where the results are.
+      output: where they are.
     """
+    reasons = _reasons(output)
     survivors = [
         f"`{line['path']}`, line {line['line']} ({line['key']})\n\n"
         f"```diff\n- {line['before']}\n+ {line['after']}\n```\n\n"
@@ -256,15 +271,11 @@ def page(lines, reasons, output):
     ]
     return _PAGE.format(
         results=output.name,
-        reasons=_reasons_of(output).name,
+        reasons=_reasons_file(output).name,
         table=table(lines),
         minutes=sum(line["seconds"] for line in lines) / 60,
         survivors="\n\n".join(survivors) or "None.",
     )
-
-
-def _reasons_of(output):
-    return output.with_name(f"{output.stem}_survivors.json")
 
 
 def _parse():
@@ -304,9 +315,7 @@ def main():
         for name in filter(None, given.preload.split(",")):
             importlib.import_module(name)
         lines = run(given.root, sample, given.output, given.patience)
-    reasons = _reasons_of(given.output)
-    reasons = json.loads(reasons.read_text()) if reasons.exists() else {}
-    given.output.with_suffix(".md").write_text(page(lines, reasons, given.output))
+    given.output.with_suffix(".md").write_text(page(lines, given.output))
     print(table(lines))
 
 
