@@ -142,6 +142,8 @@ def test_what_the_batch_brings_is_learned_and_what_it_does_not_is_asked(teacher)
     asked = learn({**_batch(), "teacher_classes": -tf.ones_like(brought)}, _step())
     np.testing.assert_array_equal(asked, teacher(_batch()["image"])["cls"])
     assert len(heard) == 1
+    one = {"image": _batch()["image"][:1], "teacher_classes": -tf.ones((1, 1), tf.int32)}
+    np.testing.assert_allclose(learn(one, _step()), asked[:1], rtol=1e-4, atol=1e-6)
     nobody = lessons.Lessons(None, CLASSES)
     nobody.compile()
     np.testing.assert_array_equal(
