@@ -343,6 +343,40 @@ def test_the_sums_of_a_step_are_those_of_its_images():
     np.testing.assert_allclose(sums, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_have_the_sums_and_gradients_of_the_whole(accumulate):
+    network = _network(STUDENT)
+    batch = {name: tf.constant(value[:BATCH]) for name, value in _batches().items()}
+    found = []
+    for count in (1, accumulate):
+        pair = distiller.Distiller(network)
+        pair.compile(_sgd(), accumulate=count)
+        found.append(pair._work(batch))
+    for one, other in zip(*(gradients for gradients, _ in found), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    np.testing.assert_allclose(*(sums for _, sums in found), rtol=1e-5)
+
+
+def test_a_bad_step_among_good_ones_changes_the_counts_alone():
+    network = _network(PLAIN)
+    pair = distiller.Distiller(network)
+    pair.compile(_sgd())
+    good = {name: tf.constant(value[:BATCH]) for name, value in _batches().items()}
+    bad = {**good, "label": good["label"] * np.nan}
+    in_a_row = []
+    for batch in (good, bad, bad, good):
+        before = network.get_weights()
+        logs = pair.train_step(batch)
+        moved = _largest(before, network.get_weights())
+        assert (moved > 0) == (batch is good)
+        assert np.isfinite(logs["loss"])
+        in_a_row.append(int(number(pair.bad_in_a_row)))
+    assert in_a_row == [0, 1, 2, 0]
+    assert int(number(pair.position)) == 4
+    assert int(number(pair.bad_steps)) == 2
+    assert int(number(pair.optimizer.iterations)) == 2
+
+
 def test_all_know_of_one_machine_that_is_to_stop():
     pair = distiller.Distiller(_network(PLAIN))
     pair.compile(_sgd())

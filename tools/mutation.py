@@ -246,7 +246,7 @@ and `{reasons}`, which explains the survivors. What the faults are: `tools/mutan
 
 {table}
 
-Crashes count as killed. It took {minutes:.0f} minutes on two cores.
+Crashes count as killed. Together the runs took {minutes:.0f} minutes.
 
 ## Survivors
 
