@@ -99,7 +99,7 @@ def from_json(text, source):
         values = json.loads(text)
         if values["format"] != FORMAT:
             raise InputError(
-                f"{source} has a manifest of format {values['format']}, this version reads"
+                f"{source} has a manifest of format {values['format']!r}, this version reads"
                 f" {FORMAT}; export it anew"
             )
         signatures = {
@@ -113,7 +113,7 @@ def from_json(text, source):
         return found
     except InputError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise InputError(f"{source} has a manifest that cannot be read: {error!r}") from error
 
 

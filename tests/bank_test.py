@@ -1,6 +1,8 @@
 """The files of a label bank: what is written is read, and what is not whole is not there."""
 
+import dataclasses
 import json
+import os
 import resource
 
 import numpy as np
@@ -164,20 +166,34 @@ def test_refuses_what_is_no_bank(tmp_path):
             bank.Bank(tmp_path, FACTS)
 
 
-def test_a_full_disk_is_said_and_loses_nothing(tmp_path):
+@pytest.mark.parametrize(
+    ("room", "known", "says"),
+    [(16, 8, "File too large"), (24, 12, "No space left")],
+    ids=["nothing is written", "a part is written"],
+)
+def test_a_full_disk_is_said_and_loses_nothing(tmp_path, room, known, says):
     found = _bank(tmp_path)
     labels = _labels(0)
     found.hear(0, labels[:8])
     found.flush()
     found.hear(8, labels[8:])
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16, old[1]))  # no file grows beyond it
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, old[1]))  # no file grows beyond it
     try:
-        with pytest.raises(config.InputError, match=r"can no longer be written: .*File too large"):
+        with pytest.raises(config.InputError, match=rf"can no longer be written: .*{says}"):
             found.write()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
-    np.testing.assert_array_equal(np.flatnonzero(found.unknown(0)), range(8, POSITIONS))
+    np.testing.assert_array_equal(np.flatnonzero(found.unknown(0)), range(known, POSITIONS))
+
+
+def test_an_epoch_that_is_left_keeps_no_file_open(tmp_path):
+    found = _bank(tmp_path)
+    handles = len(os.listdir("/proc/self/fd"))
+    found.leave(0)  # of which nothing was written
+    for epoch in range(3):
+        _fill(found, epoch)
+    assert len(os.listdir("/proc/self/fd")) == handles
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +254,31 @@ def test_what_decides_is_in_the_fingerprint(digits, section, changes):
 @pytest.mark.parametrize(("section", "changes"), FREE, ids=str)
 def test_what_does_not_decide_is_not(digits, section, changes):
     assert _fingerprint(digits, section, **changes) == _fingerprint(digits)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dataset",
+        "classes_sha256",
+        "train_images",
+        "train_files_sha256",
+        "records_sha256",
+        "split_sha256",
+    ],
+)
+def test_other_training_images_are_other_labels(digits, name):
+    found, other = (
+        _fingerprint(dataclasses.replace(digits, facts={**digits.facts, name: value}))
+        for value in ("one", "other")
+    )
+    assert (found[name], other[name]) == ("one", "other")
+    assert {**found, name: "other"} == other
+
+
+def test_other_images_to_evaluate_on_are_not(digits):
+    facts = {**digits.facts, "eval_images": 7, "eval_files_sha256": "other"}
+    assert _fingerprint(dataclasses.replace(digits, facts=facts)) == _fingerprint(digits)
 
 
 def test_a_fingerprint_is_plain_json_that_names_versions(digits):

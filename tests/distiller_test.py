@@ -327,6 +327,67 @@ def test_teacher_is_frozen_in_inference_mode_and_not_tracked():
     assert {w.path for w in pair.trainable_variables} == ours
 
 
+def test_the_sums_of_a_step_are_those_of_its_images():
+    network = _network(STUDENT)
+    pair = distiller.Distiller(network, HARD, _network(TEACHER, seed=1), train_mode=False)
+    pair.compile(_sgd())
+    batch = {name: tf.constant(value[:7]) for name, value in _batches().items()}
+    taught = tf.one_hot([0, 1, 2, 3, 0, 1, 2], CLASSES)
+    _, sums = pair.forward_backward(batch["image"], batch["label"], None, taught)
+    logits = network(batch["image"], training=False)
+    terms = pair.losses_of(logits, batch["label"], taught)
+    decided, truth = (np.argmax(v, -1) for v in (model.fuse(logits), batch["label"]))
+    expected = [np.sum(terms[name]) for name in ("loss", "class_loss", "distillation_loss")]
+    expected += [np.sum(decided == truth), 7]
+    assert 0 < expected[3] < 7  # so that hits tell something
+    np.testing.assert_allclose(sums, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_micro_batches_have_the_sums_and_gradients_of_the_whole(accumulate):
+    network = _network(STUDENT)
+    batch = {name: tf.constant(value[:BATCH]) for name, value in _batches().items()}
+    found = []
+    for count in (1, accumulate):
+        pair = distiller.Distiller(network)
+        pair.compile(_sgd(), accumulate=count)
+        found.append(pair._work(batch))
+    for one, other in zip(*(gradients for gradients, _ in found), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    np.testing.assert_allclose(*(sums for _, sums in found), rtol=1e-5)
+
+
+def test_a_bad_step_among_good_ones_changes_the_counts_alone():
+    network = _network(PLAIN)
+    pair = distiller.Distiller(network)
+    pair.compile(_sgd())
+    good = {name: tf.constant(value[:BATCH]) for name, value in _batches().items()}
+    bad = {**good, "label": good["label"] * np.nan}
+    in_a_row = []
+    for batch in (good, bad, bad, good):
+        before = network.get_weights()
+        logs = pair.train_step(batch)
+        moved = _largest(before, network.get_weights())
+        assert (moved > 0) == (batch is good)
+        assert np.isfinite(logs["loss"])
+        in_a_row.append(int(number(pair.bad_in_a_row)))
+    assert in_a_row == [0, 1, 2, 0]
+    assert int(number(pair.position)) == 4
+    assert int(number(pair.bad_steps)) == 2
+    assert int(number(pair.optimizer.iterations)) == 2
+
+
+def test_all_know_of_one_machine_that_is_to_stop():
+    pair = distiller.Distiller(_network(PLAIN))
+    pair.compile(_sgd())
+    batch = {name: tf.constant(v[:BATCH]) for name, v in _batches().items()}
+    for step in (pair.train_step, pair.test_step):
+        for leaving in (0, 1, 0):
+            pair.leaving.assign(leaving)
+            step({**batch, "weight": tf.ones(BATCH)})
+            assert int(number(pair.all_leave)) == leaving
+
+
 def test_teacher_and_student_see_the_same_raw_pixels():
     network, teacher = _network(STUDENT), _network(TEACHER, seed=1)
     seen = {}

@@ -177,6 +177,62 @@ def test_check_and_info_say_what_a_bank_holds(taught, run, filled, tmp_path):
         label_bank.check(_config(*taught, f"--label_bank={other}"), 1024)
 
 
+def test_check_asks_about_every_step_once_where_the_sample_is_all(taught, filled, tmp_path):
+    for name, content in _files(filled).items():
+        if name in ("bank.json", "epoch_00000.npy"):
+            (tmp_path / name).write_bytes(content)
+    found = bank.Bank(tmp_path)
+    rows = np.array(found.answers(0))
+    steps = rows["classes"].reshape(10, 140)
+    for step in range(8):  # so many wrong that no other choice of steps has as many
+        steps[step, : 2**step] = (steps[step, : 2**step] + 1) % 10
+    found._publish(0, rows)
+    with pytest.raises(config.InputError, match="1145 of 1400 labels agree, which is too few"):
+        label_bank.check(_config(*taught, f"--label_bank={tmp_path}"), 1400)
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A bank of 40 views an epoch that knows no teacher: epochs 0, 1 and 3, and half of 4."""
+    found = bank.Bank(
+        tmp_path / "bank", {"positions": 40, "num_classes": 10, "bank_topk": 0, "seed": 0}
+    )
+    found.begin()
+    for epoch, count in ((0, 40), (1, 40), (3, 40), (4, 20)):
+        found.hear(epoch * 40, np.zeros((count, 1), np.int32))
+        found.flush()
+        found.join(epoch)
+        found.leave(epoch)
+    return tmp_path / "bank"
+
+
+INFO = """\
+positions             40
+num_classes           10
+bank_topk             0
+seed                  0
+epochs                {epochs}
+epoch 4               50%
+{damaged}size                  0.0 MB"""
+
+
+def test_info_lists_what_is_whole_begun_and_damaged(small):
+    assert label_bank.info(small) == INFO.format(epochs="0:2, 3:4", damaged="")
+    for epochs, damaged in (("0:1, 3:4", "1:2"), ("3:4", "0:2"), ("none", "0:2, 3:4")):
+        for span in damaged.split(", "):
+            path = small / f"epoch_{int(span[0]):05d}.npy"
+            path.write_bytes(b"damaged")
+        said = f"damaged               {damaged}; fill writes them anew\n"
+        assert label_bank.info(small) == INFO.format(epochs=epochs, damaged=said)
+
+
+def test_info_needs_a_bank(tmp_path):
+    with pytest.raises(config.InputError, match="no label bank; give --label_bank=DIR"):
+        label_bank.info("")
+    with pytest.raises(config.InputError, match="there is no label bank"):
+        label_bank.info(tmp_path / "none")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

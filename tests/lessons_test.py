@@ -50,6 +50,13 @@ def test_the_rest_is_spread_evenly(topk):
     np.testing.assert_allclose(told.sum(-1), 1.0, rtol=1e-5)
 
 
+@pytest.mark.parametrize("topk", [1, 3, CLASSES - 1])
+def test_what_is_told_are_the_logarithms_of_a_distribution(topk):
+    logits = _logits(0.5)  # flat: each class has its weight
+    told = np.asarray(lessons.lengthen(CLASSES, **lessons.shorten(logits, topk)))
+    np.testing.assert_allclose(np.exp(told).sum(-1), 1.0, rtol=1e-5)
+
+
 def test_a_certain_teacher_gives_finite_logits():
     logits = tf.constant([[100.0] + [0.0] * (CLASSES - 1)])
     for topk in (1, 5, CLASSES):
@@ -79,6 +86,12 @@ def test_micro_batches_are_answered_in_their_order(teacher, jit):
         told.compile(jit, accumulate)
         found.append(tf.function(told.of)(_batch(), _step()))
     np.testing.assert_allclose(*found, atol=1e-5)
+
+
+def test_a_teacher_answers_before_it_is_said_how_it_is_run(teacher):
+    told = lessons.Lessons(teacher, CLASSES)
+    expected = teacher(_batch()["image"])["cls"]
+    np.testing.assert_array_equal(told.of(_batch(), _step()), expected)
 
 
 @pytest.mark.parametrize("topk", [0, 3])
@@ -129,6 +142,8 @@ def test_what_the_batch_brings_is_learned_and_what_it_does_not_is_asked(teacher)
     asked = learn({**_batch(), "teacher_classes": -tf.ones_like(brought)}, _step())
     np.testing.assert_array_equal(asked, teacher(_batch()["image"])["cls"])
     assert len(heard) == 1
+    one = {"image": _batch()["image"][:1], "teacher_classes": -tf.ones((1, 1), tf.int32)}
+    np.testing.assert_allclose(learn(one, _step()), asked[:1], rtol=1e-4, atol=1e-6)
     nobody = lessons.Lessons(None, CLASSES)
     nobody.compile()
     np.testing.assert_array_equal(

@@ -47,6 +47,14 @@ def test_cutmix_fills_the_box_from_the_partner(batch):
     np.testing.assert_allclose(found[1], own * labels + (1 - own) * labels[::-1], rtol=1e-5)
 
 
+@pytest.mark.parametrize("box", [[3, 1, 3, 6], [2, 4, 5, 4], [5, 0, 2, 8]])
+def test_a_box_without_pixels_is_empty_however_long(batch, box):
+    found = _mix(batch, [0.3] * 6, [box] * 6)
+    expected = _mix(batch, [0.3] * 6, np.zeros((6, 4)))
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
 def test_each_image_follows_its_own_draw(batch):
     images, labels = batch
     box = np.zeros((6, 4))

@@ -116,6 +116,108 @@ def test_what_is_accepted_survives_json_and_is_the_same_run(model, network, sect
         assert config.differences(whole, again) == []
 
 
+RULED = [
+    (cls, field)
+    for cls in (*SECTIONS, *FAMILIES)
+    for field in dataclasses.fields(cls)
+    if any(field.metadata[name] is not None for name in ("choices", "at_least", "above", "at_most"))
+]
+
+
+def _outside(field):
+    """Values of a field's type that its own rule forbids."""
+    rule = field.metadata
+    if rule["choices"]:
+        return st.text(st.characters(codec="utf-8")).filter(lambda v: v not in rule["choices"])
+    kinds = {int: st.integers, float: lambda low=None, high=None: st.floats(low, high, width=32)}
+    some, found = kinds[field.type], []
+    if rule["at_least"] is not None:
+        found.append(some(None, rule["at_least"]).filter(lambda v: v < rule["at_least"]))
+    if rule["above"] is not None:
+        found.append(some(None, rule["above"]))
+    if rule["at_most"] is not None:
+        found.append(some(math.ceil(rule["at_most"])).filter(lambda v: v > rule["at_most"]))
+    return st.one_of(found)
+
+
+@pytest.mark.parametrize(("cls", "field"), RULED, ids=lambda each: getattr(each, "name", None))
+@settings(QUICK, max_examples=15)
+@given(data=st.data())
+def test_a_value_out_of_range_is_refused_by_its_name(cls, field, data):
+    value = data.draw(_outside(field))
+    with pytest.raises(config.InputError) as caught:
+        cls(**{field.name: value})
+    said = str(caught.value)
+    assert said.startswith((f"{field.name} is {value}; ", f"{field.name} is {value!r}; "))
+    assert "\n" not in said
+
+
+def _whole(model, network, sections):
+    """The configuration of some facts, or None where they do not fit each other."""
+    facts = {name: config.SECTIONS[name](**given) for name, given in sections.items()}
+    return config.Config(model, config.network(model, **network), **facts)
+
+
+def _tame_facts(cls, fields):
+    tame = {f.name: _tame(f) for f in dataclasses.fields(cls) if f.name in fields}
+    return st.fixed_dictionaries({}, optional=tame)
+
+
+# Facts of which any values fit each other: free ones, and others.
+LOOSE = {
+    "data": ("data_dir", "train_split", "skip_bad_images", "batch_size", "crop_fraction"),
+    "augment": ("flip_rate", "repeats", "mix_mode", "label_smoothing"),
+    "distill": ("alpha", "tau", "soft_reduction", "teacher", "teacher_image_size"),
+    "optimizer": ("epochs", "lr_schedule", "lr", "decay_dist_token", "min_lr"),
+    "run": ("seed", "jit", "accumulate", "fusion", "keep_checkpoints"),
+}
+LOOSE_NETWORK = ("depth", "num_classes", "distilled", "drop_path_rate", "mean", "std")
+WHOLE = st.builds(
+    _whole,
+    st.sampled_from(["deit", "deit_small_patch16_224"]),
+    _tame_facts(config.DeiTConfig, LOOSE_NETWORK),
+    st.fixed_dictionaries({n: _tame_facts(config.SECTIONS[n], f) for n, f in LOOSE.items()}),
+)
+
+
+@st.composite
+def _neighbours(draw):
+    """Two runs that differ in a few facts or in none, and the fields of these."""
+    one = draw(WHOLE)
+    section = draw(st.sampled_from(["network", *LOOSE]))
+    facts = getattr(one, section)
+    changes = draw(_tame_facts(type(facts), LOOSE.get(section, LOOSE_NETWORK)))
+    other = dataclasses.replace(one, **{section: dataclasses.replace(facts, **changes)})
+    after = getattr(other, section)
+    changed = [
+        field
+        for field in dataclasses.fields(facts)
+        if getattr(facts, field.name) != getattr(after, field.name)
+    ]
+    return one, other, changed
+
+
+@QUICK
+@given(_neighbours())
+def test_differences_are_what_differs_and_is_not_free(pair):
+    one, other, changed = pair
+    found = {line.partition(":")[0] for line in config.differences(one, other)}
+    bound = {field.name for field in changed if not field.metadata["free"]}
+    assert found - {"epochs"} == bound
+    assert ("epochs" in found) <= ("epochs" in {field.name for field in changed})
+    assert config.differences(one, one) == []
+
+
+@QUICK
+@given(_neighbours())
+def test_machines_are_of_one_run_where_they_differ_in_free_facts_alone(pair):
+    one, other, changed = pair
+    same = all(field.metadata["free"] is True for field in changed)
+    assert (config.identity(one) == config.identity(other)) == same
+    found = config.identity(one)
+    assert json.loads(json.dumps(found)) == found
+
+
 SMALL_DEIT = st.fixed_dictionaries(
     {
         "image_size": st.integers(0, 24),
@@ -165,6 +267,15 @@ def _image(network):
     return keras.KerasTensor((1, network.image_size, network.image_size, 3))
 
 
+def _as_flag(name, value):
+    """How a command line says a fact."""
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no{name}"
+    if isinstance(value, tuple):
+        return f"--{name}={','.join(map(repr, value))}"
+    return f"--{name}={value}"
+
+
 @pytest.fixture(scope="module")
 def parse():
     """Function: a command line -> the configuration it asks for."""
@@ -181,13 +292,6 @@ def parse():
 @QUICK
 @given(facts=st.sampled_from([config.DeiTConfig, *SECTIONS]).flatmap(_facts))
 def test_flags_accept_what_their_fields_accept_and_nothing_else(parse, facts):
-    def as_flag(name, value):
-        if isinstance(value, bool):
-            return f"--{name}" if value else f"--no{name}"
-        if isinstance(value, tuple):
-            return f"--{name}={','.join(map(repr, value))}"
-        return f"--{name}={value}"
-
     def by_hand():
         names = [field.name for field in dataclasses.fields(config.DeiTConfig)]
         network = {name: value for name, value in facts.items() if name in names}
@@ -202,7 +306,7 @@ def test_flags_accept_what_their_fields_accept_and_nothing_else(parse, facts):
     by_flags = None
     with contextlib.suppress(absl_flags.Error):  # what absl itself refuses, it says
         by_flags = _accepted(
-            lambda: parse(["--model=deit", *itertools.starmap(as_flag, facts.items())])
+            lambda: parse(["--model=deit", *itertools.starmap(_as_flag, facts.items())])
         )
     assert by_flags == _accepted(by_hand)
 
@@ -217,3 +321,39 @@ def test_any_words_are_parsed_or_refused(parse, words):
     words = [w for w in words if not w.lstrip("-").startswith(("flagfile", "undefok"))]
     with contextlib.suppress(absl_flags.Error):
         _accepted(lambda: parse(words))
+
+
+def _said(whole):
+    """All facts of a run as flags, but for a teacher's constants that are not given."""
+    sections = [getattr(whole, name) for name in ("network", *config.SECTIONS)]
+    facts = {f.name: getattr(s, f.name) for s in sections for f in dataclasses.fields(s)}
+    given = [(name, value) for name, value in facts.items() if value != ()]
+    return [f"--model={whole.model}", *itertools.starmap(_as_flag, given)]
+
+
+@QUICK
+@given(whole=WHOLE, random=st.randoms())
+def test_what_is_said_in_flags_is_the_run_in_any_order(parse, whole, random):
+    said = _said(whole)
+    random.shuffle(said)
+    assert parse(said) == whole
+
+
+@settings(QUICK, max_examples=50)
+@given(whole=WHOLE, random=st.randoms())
+def test_a_flagfile_says_the_same_between_comments(parse, tmp_path_factory, whole, random):
+    lines = [*_said(whole), "# --depth=99", "// --seed=99", "", "   "]
+    random.shuffle(lines)
+    path = tmp_path_factory.mktemp("flags") / "some.flags"
+    path.write_text("\n".join(lines), "utf-8")
+    assert parse([f"--flagfile={path}"]) == whole
+
+
+@settings(QUICK, max_examples=50)
+@given(one=WHOLE, other=WHOLE)
+def test_of_flags_that_are_said_again_the_last_ones_win(parse, tmp_path_factory, one, other):
+    path = tmp_path_factory.mktemp("flags") / "one.flags"
+    path.write_text("\n".join(_said(one)), "utf-8")
+    assert parse([f"--flagfile={path}", *_said(other)]) == other
+    assert parse([*_said(other), f"--flagfile={path}"]) == one
+    assert parse([*_said(other), *_said(one)]) == one

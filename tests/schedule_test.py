@@ -69,8 +69,18 @@ def test_constant_stays_at_the_peak_for_a_run_of_any_length():
         )
 
 
+def test_ladder_of_epochs_of_one_step_is_the_line_a_step_late():
+    rate = schedule.EpochLadder(1e-3, 1e-6, 1e-5, 10, 100)
+    line = schedule.WarmupConstant(1e-3, 1e-6, 1e-5, 10, 100)
+    found = [float(rate(step)) for step in range(11)]
+    np.testing.assert_allclose(found, [float(line(max(step - 1, 0))) for step in range(11)])
+
+
 @pytest.mark.parametrize("kind", schedule.KINDS)
 def test_survives_serialisation(kind):
     rate = schedule.KINDS[kind](1e-3, 1e-6, 1e-5, 10, 100, 5)
-    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(rate))
+    stored = keras.optimizers.schedules.serialize(rate)
+    # By this name other programs of ours find it, too.
+    assert stored["registered_name"] == f"deit_tf>{type(rate).__name__}"
+    again = keras.optimizers.schedules.deserialize(stored)
     assert float(again(37)) == float(rate(37))
