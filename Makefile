@@ -5,7 +5,7 @@ RUNS ?= runs
 SEED ?= 0
 WORKERS := -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
-.PHONY: train serve test test-all gpu-check lint bazel bazel-all
+.PHONY: train serve test test-all gpu-check lint bazel bazel-all report ablation-smoke
 
 # Trains the convolutional teacher on the digits, then the distilled student.
 train: .venv/installed
@@ -38,6 +38,15 @@ bazel: .venv/installed-dev
 # All but the slow tests, each with no more of the source than BUILD gives it.
 bazel-all: .venv/installed-dev
 	tools/bazel_test.sh
+
+# docs/performance.md and the marked tables of other pages, from the files of benchmarks/results.
+report: .venv/installed
+	$(BIN)/python -m benchmarks.report
+
+# One epoch of every way that benchmarks.ablation compares, and its page, away from the results.
+ablation-smoke: .venv/installed
+	rm -rf .cache/ablation
+	$(BIN)/python -m benchmarks.ablation --seeds=1 --labels=100 --epochs=1 --results=.cache/ablation/smoke.jsonl --runs_dir=.cache/ablation/runs --docs_dir=.cache/ablation
 
 # A few steps of training, an export and ONNX Runtime on a GPU; says plainly what it found.
 gpu-check: .venv/installed-cuda
