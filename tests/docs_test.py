@@ -112,7 +112,7 @@ def test_commands_of_the_page_run(page, readme, house):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_says_what_it_is(page):
     for match in _BLOCK.finditer(page.read_text("utf-8")):
-        assert match["language"] in ("bash", "text", "python", "yaml"), match["text"][:80]
+        assert match["language"] in ("bash", "text", "python", "yaml", "diff"), match["text"][:80]
         if match["language"] == "text":
             assert not re.match(r"(python|make|pip|docker|curl) ", match["text"]), match["text"]
 
