@@ -6,8 +6,9 @@
 JPEGs like ImageNet's (500×375) are read from a folder, cropped to 224 pixels (antialiased bicubic),
 flipped, augmented by RandAugment (bilinear), erased, and mixed in batches. timm's
 `create_transform` and `Mixup` run under a torch `DataLoader` with a worker a core. Each engine has
-its own process; they take turns, so that a machine's moods fall on both. A stage contains those
-above it. timm normalises the images, which costs it a little; ours come raw, with keep masks.
+its own process; they take turns, so that changes of the machine's speed fall on all alike. A stage
+contains those above it. timm normalises the images, which costs it a little; ours come raw, with
+keep masks.
 """
 
 import argparse

@@ -7,8 +7,8 @@ A step is forward, backward and AdamW on a batch of noise that lies in memory, i
 drop path and two heads, and in the rows with distillation the RegNetY-16GF that decides; timm's
 has the same (eager, and by `torch.compile`); keras-hub's DeiT (`jit_compile=True`) has one head, no
 drop path and no teacher. Each engine has its own process; they take turns in changing order, so
-that a machine's moods fall on all. Memory is the process' largest, compilation included. `--growth`
-measures ours alone over batch, replicas, size and depth.
+that changes of the machine's speed fall on all alike. Memory is the process' largest, compilation
+included. `--growth` measures ours alone over batch, replicas, size and depth.
 """
 
 import argparse
