@@ -74,10 +74,10 @@ class _Copy:
     def __init__(self, root, tree, patience):
         self.tree, self.patience = tree, patience
         self._answer, self._expected = tree.parent / "answer.json", {}
-        # What git knows or would know; all of it where there is no git.
+        # What git knows or would know; all of it where it knows nothing of this folder.
         names = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         listed = subprocess.run(names, cwd=root, capture_output=True, text=True, check=False)
-        if listed.returncode:
+        if not listed.stdout:
             shutil.copytree(root, tree)
         for name in filter(None, listed.stdout.split("\0")):
             if (root / name).exists():
