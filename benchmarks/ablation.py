@@ -2,8 +2,8 @@
 
 Every way has a student for each seed and each number of labels; every run is a
 `python -m deit_tf.train` of its own, on one core, and one line of results. What has its line is
-not run again, and a run that was stopped goes on. The teachers see the same labelled images as
-their students, and nothing else.
+not run again, and a run that was stopped goes on; runs under way are stopped with their runner. The
+teachers see the same labelled images as their students, and nothing else.
 
 Reference: Touvron et al. 2021, tables 2, 3 and 8.
 """
@@ -14,9 +14,12 @@ import concurrent.futures
 import contextlib
 import csv
 import datetime
+import fcntl
+import hashlib
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import threading
@@ -24,6 +27,7 @@ import threading
 import tqdm
 
 from benchmarks import ablation_page, machine
+from deit_tf.config import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "deit_tf" / "configs"
@@ -127,6 +131,15 @@ def command(run, runs_dir, epochs):
     ]
 
 
+def recipe(run, epochs):
+    """What a line was made by: the run's flags but for paths, and the digest of its flagfile."""
+    words = command(run, ".", epochs)[3:]
+    given = [word for word in words if not re.match("--(run_dir|teacher|flagfile)=", word)]
+    flagfile = next(word for word in words if word.startswith("--flagfile="))
+    content = pathlib.Path(flagfile.partition("=")[2]).read_bytes()
+    return [*given, hashlib.sha256(content).hexdigest()[:12]]
+
+
 def run_dir(run, runs_dir):
     """Where a run is kept."""
     name = f"{run.way.replace(',', '').replace(' ', '_')}_{run.labels}_{run.seed}"
@@ -153,40 +166,60 @@ class Runner:
     """
 
     def __init__(self, results, runs_dir, epochs):
-        self.results, self.runs_dir, self.epochs = pathlib.Path(results), runs_dir, epochs
-        self.done = read(results)
+        self.results, self.runs_dir = pathlib.Path(results), pathlib.Path(runs_dir)
+        self.epochs, self.done = epochs, read(results)
         text = self.results.read_text() if self.results.exists() else ""
         self.cut_off = not text.endswith("\n") and bool(text)
         self.free = sorted(os.sched_getaffinity(0))
-        self.writing = threading.Lock()
+        self.writing, self.failed = threading.Lock(), threading.Event()
 
     def run_all(self, runs):
         """Runs them; a student waits for its teacher, which stands before it in the list.
 
         Raises:
+          InputError: a line of the results was made by another recipe, or another runner is at
+            work in the folder of the runs.
           RuntimeError: a run failed; those under way end, and no other begins.
         """
+        for run in runs:
+            if run in self.done and self.done[run]["recipe"] != recipe(run, self.epochs):
+                raise InputError(
+                    f"{self.results} has {run} by another recipe; give another --results and"
+                    " --runs_dir"
+                )
+        self.runs_dir.mkdir(parents=True, exist_ok=True)
+        with open(self.runs_dir / "lock", "w") as self.lock:
+            try:
+                fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(
+                    f"another process trains in {self.runs_dir}; wait for it"
+                ) from error
+            self._run_all(runs)
+
+    def _run_all(self, runs):
+        """`run_all`, once it may."""
         needed = {_teacher(run) for run in runs if run not in self.done}
         bar, tasks = tqdm.tqdm(total=len(runs), unit="run", dynamic_ncols=True), {}
         with concurrent.futures.ThreadPoolExecutor(len(self.free)) as pool:
             for run in runs:
                 tasks[run] = pool.submit(self._run, run, run in needed, tasks.get(_teacher(run)))
-            try:
-                for task in concurrent.futures.as_completed(tasks.values()):
-                    task.result()
-                    bar.update()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+            for task in concurrent.futures.as_completed(tasks.values()):
+                task.result()
+                bar.update()
 
     def _run(self, run, teaches, teacher):
         """One run, unless it has its line, and is not needed as a teacher."""
         if teacher:
             teacher.result()
-        if run in self.done and not teaches:
+        if self.failed.is_set() or (run in self.done and not teaches):
             return
         core = self.free.pop()
         try:
             last = self._train(run, core)
+        except BaseException:
+            self.failed.set()
+            raise
         finally:
             self.free.append(core)
         if run not in self.done:
@@ -194,16 +227,19 @@ class Runner:
 
     def _train(self, run, core):
         """Trains; answers the last row of the run's history."""
+        # Who is orphaned saves and ends; until then it holds the lock.
+        started = ["setpriv", "--pdeathsig", "TERM", "taskset", "--cpu-list", str(core)]
         told = subprocess.run(
-            ["taskset", "--cpu-list", str(core), *command(run, self.runs_dir, self.epochs)],
+            [*started, *command(run, self.runs_dir, self.epochs)],
             cwd=ROOT,
-            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"},
+            pass_fds=[self.lock.fileno()],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
         if told.returncode:
-            raise RuntimeError(f"{run} ended with {told.returncode}: {told.stderr[-2000:]}")
+            raise RuntimeError(f"{run} ended with {told.returncode}: {told.stderr[-500:].strip()}")
         with open(run_dir(run, self.runs_dir) / "history.csv") as history:
             return list(csv.DictReader(history))[-1]
 
@@ -214,6 +250,7 @@ class Runner:
             **run._asdict(),
             "top1": {head: round(float(last[f"val_{head}_top1"]), 5) for head in heads},
             "steps": int(last["step"]),
+            "recipe": recipe(run, self.epochs),
             "date": datetime.date.today().isoformat(),
             **machine.facts("tensorflow", "keras"),
         }
@@ -234,11 +271,20 @@ def main():
     parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--report", action="store_true", help="run nothing, draw what there is")
     given = parser.parse_args()
-    if not given.report:
-        given.results.parent.mkdir(parents=True, exist_ok=True)
-        runner = Runner(given.results, given.runs_dir, given.epochs)
-        runner.run_all(plan(given.seeds, given.labels))
-    ablation_page.write(read(given.results), given.docs_dir)
+    amounts = sorted(set(given.labels))
+    if not 1 <= amounts[0] <= amounts[-1] <= TRAIN_IMAGES:
+        parser.error(f"labels are {amounts}; give numbers from 1 to {TRAIN_IMAGES}")
+    if given.seeds < 1:
+        parser.error(f"seeds is {given.seeds}; give at least 1")
+    try:
+        if not given.report:
+            given.results.parent.mkdir(parents=True, exist_ok=True)
+            Runner(given.results, given.runs_dir, given.epochs).run_all(plan(given.seeds, amounts))
+        if not (rows := read(given.results)):
+            raise InputError(f"{given.results} has no lines; run without --report first")
+    except (InputError, RuntimeError) as error:
+        sys.exit(f"error: {error}")
+    ablation_page.write(rows, given.docs_dir)
 
 
 if __name__ == "__main__":

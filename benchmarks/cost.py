@@ -159,12 +159,13 @@ def share(counted, anchor):
 
 def main():
     """Counts, prints, and writes a JSON file where asked."""
-    from benchmarks import machine
-    from deit_tf import config, model, regnet
-
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", help="JSON file for what is counted")
     arguments = parser.parse_args()
+
+    from benchmarks import machine
+    from deit_tf import config, model, regnet
+
     networks = {"teacher": regnet.build_regnety(config.network("regnety_160"))}
     for name in STUDENTS:
         networks[name] = model.build_deit(f"deit_{name}_distilled_patch16_224")

@@ -18,7 +18,6 @@ from deit_tf.config import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE, PLOTS = "performance.md", "performance"
-OWN_PAGES = {"ablation"}  # results files that begin so have a page of their own
 _INTRODUCTION = """# Performance
 
 Made by `python -m benchmarks.report` from the files of `benchmarks/results`: nothing here is typed
@@ -40,7 +39,7 @@ def load(folder):
     for path in sorted(pathlib.Path(folder).glob("*.json")):
         if path.stem in known:
             found[path.stem] = results.read(path)
-        elif path.stem.split("_")[0] not in OWN_PAGES:
+        else:
             raise InputError(
                 f"{path}: no benchmark writes it; known are {', '.join(sorted(known))}"
             )
@@ -73,7 +72,7 @@ def render(files, folder):
     page = folder / PAGE
     links = [f"[{each.title}](#{_anchor(each.title)})" for each in pages.SECTIONS]
     if (folder / "ablation.md").exists():
-        links.append("[What each part of the recipe brings](ablation.md)")
+        links.append("[Ways to distil, measured small](ablation.md)")
     parts = [_INTRODUCTION, "\n".join(f"- {link}" for link in links)]
     parts += [_section(each, files.get(each.name)) for each in pages.SECTIONS]
     made = {page: "\n\n".join(parts) + "\n"}

@@ -276,7 +276,7 @@ def _unfolded(argv, within=()):
         if name not in ("--flagfile", "-flagfile"):
             found.append(argument)
             continue
-        path = _flagfile(value if "=" in argument else next(rest, ""))
+        path = _flagfile(value if "=" in argument else next(rest, ""), within)
         if path in within:
             raise flags.Error(f"flagfile {path} names itself")
         found += _unfolded(_lines(path), (*within, path))
@@ -292,13 +292,20 @@ def _lines(path):
     return [line for line in lines if line and not line.startswith(("#", "//"))]
 
 
-def _flagfile(name):
-    """The path of a flagfile: one that is there, or one of ours, as digits_teacher."""
-    path = pathlib.Path(name).expanduser()
+def _flagfile(name, within):
+    """The path of a flagfile: one that is there, or one of ours, as digits_teacher.
+
+    What one of ours names is ours, whatever lies in the current folder.
+    """
+    path = pathlib.Path(os.path.expanduser(name))
     ours = _SHIPPED / f"{path.name.removesuffix('.flags')}.flags"
-    if path.exists() and not path.is_dir():  # a pipe, too
+    short = path.parent in (pathlib.Path(), pathlib.Path("deit_tf/configs"))
+    known = short and os.path.isfile(ours)
+    if known and within and within[-1].parent == _SHIPPED:
+        return ours
+    if os.path.exists(path) and not os.path.isdir(path):  # a pipe, too
         return path
-    if path.parent in (pathlib.Path(), pathlib.Path("deit_tf/configs")) and ours.is_file():
+    if known:
         return ours
     raise flags.Error(
         f"there is no flagfile {name!r}; give a file, or the name of one in {_SHIPPED}, as"

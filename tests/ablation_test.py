@@ -1,9 +1,15 @@
+import fcntl
 import json
 import math
+import pathlib
+import subprocess
+import sys
+import time
 
 import pytest
 
 from benchmarks import ablation, ablation_page
+from deit_tf.config import InputError
 
 
 def test_a_teacher_stands_before_its_students_and_a_seed_before_the_next():
@@ -41,7 +47,7 @@ def test_the_interval_is_students():
     assert found.value == 3.0
     # t of 4 degrees of freedom at 97.5 %, by its table, times the deviation over the root.
     assert found.half == pytest.approx(2.776 * math.sqrt(2.5 / 5), abs=1e-3)
-    assert math.isnan(ablation_page.mean([1.0]).half)
+    assert math.isnan(ablation_page.mean([1.0, 1.0]).half)
 
 
 def _lines(token, hard):
@@ -72,6 +78,21 @@ def test_the_page_says_what_the_lines_say(tmp_path):
     assert "excluded by so few images and seeds: token over hard" in unclear
 
 
+@pytest.mark.parametrize(
+    ("here", "there", "kind"),
+    [
+        (set(), {1}, "open"),
+        ({1}, {1}, "as there"),
+        ({-1}, {1}, "otherwise"),
+        ({1}, set(), "otherwise"),
+        ({-1}, {-1, 1}, "both"),
+        ({-1, 1}, {-1, 1}, "as there"),
+    ],
+)
+def test_directions_are_compared_with_the_papers(here, there, kind):
+    assert ablation_page._kind(here, there) == kind
+
+
 def test_a_line_that_was_cut_off_is_run_again(tmp_path):
     lines = [json.dumps(line) for line in _lines(token=[0.9, 0.9], hard=[])]
     (tmp_path / "r").write_text(f"{lines[0]}\n{lines[1][:40]}")
@@ -83,17 +104,55 @@ def test_a_line_that_was_cut_off_is_run_again(tmp_path):
 
 def test_what_has_its_line_is_not_run_again(tmp_path):
     runs = ablation.plan(1, (100,))
-    every = {"top1": {"cls": 0.5, "fused": 0.5}, "steps": 1}
-    lines = [json.dumps({**run._asdict(), **every}) for run in runs]
+    lines = [json.dumps({**run._asdict(), "recipe": ablation.recipe(run, 1)}) for run in runs]
     (tmp_path / "r").write_text("\n".join(lines) + "\n")
-    runner = ablation.Runner(tmp_path / "r", tmp_path / "runs", epochs=1)
-    runner.run_all(runs)
-    assert not (tmp_path / "runs").exists()
+    ablation.Runner(tmp_path / "r", tmp_path / "runs", epochs=1).run_all(runs)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["lock"]
     assert (tmp_path / "r").read_text() == "\n".join(lines) + "\n"
+    other = ablation.Runner(tmp_path / "r", tmp_path / "runs", epochs=2)
+    with pytest.raises(InputError, match="by another recipe; give another --results"):
+        other.run_all(runs)
+
+
+def test_two_runners_do_not_share_a_folder(tmp_path):
+    (tmp_path / "runs").mkdir()
+    with open(tmp_path / "runs" / "lock", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="another process trains in"):
+            ablation.Runner(tmp_path / "r", tmp_path / "runs", epochs=1).run_all([])
 
 
 def test_a_run_that_fails_ends_all_with_its_words(tmp_path):
     runner = ablation.Runner(tmp_path / "r", tmp_path / "runs", epochs=0)
     with pytest.raises(RuntimeError, match="epochs is 0; it must be at least 1"):
-        runner.run_all(ablation.plan(1, (100,))[:2])
+        runner.run_all(ablation.plan(1, (100, 200, 300)))
     assert not (tmp_path / "r").exists()
+    assert runner.failed.is_set()
+
+
+def test_a_run_does_not_outlive_its_runner(tmp_path):
+    code = f"""
+import pathlib, sys
+from benchmarks import ablation
+ablation.command = lambda *_: ["sh", "-c", "echo $$ > {tmp_path}/pid; exec sleep 60"]
+ablation.Runner("{tmp_path}/r", "{tmp_path}/runs", 1).run_all(ablation.plan(1, (100,))[:1])
+"""
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=ablation.ROOT)
+    pid = tmp_path / "pid"
+    _wait(lambda: pid.exists() and pid.read_text().strip())
+    runner.kill()
+    runner.wait()
+    _wait(lambda: not _alive(pid.read_text().strip()))
+
+
+def _wait(until):
+    deadline = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _alive(pid):
+    """Whether a process runs; one that only waits to be reaped does not."""
+    stat = pathlib.Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().split()[2] != "Z"

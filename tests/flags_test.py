@@ -128,6 +128,8 @@ def test_refuses_in_one_line(arguments, words):
         ("--depth=many", "many"),
         ("--flagfile=none.flags", "there is no flagfile 'none.flags'; give a file, or the name"),
         ("--flagfile", "there is no flagfile ''"),
+        (f"--flagfile={'x' * 300}", "there is no flagfile 'xxx"),
+        ("--flagfile=~nobody-at-all/x", "there is no flagfile '~nobody-at-all/x'"),
         ("--flagfile=deit_tf", "there is no flagfile 'deit_tf'"),
     ],
 )
@@ -197,6 +199,13 @@ def test_our_flagfiles_are_found_from_anywhere(name, tmp_path):
 def test_a_file_of_that_name_comes_before_ours(tmp_path):
     (tmp_path / "digits_teacher").write_text("--model=deit")
     assert _config("--flagfile=digits_teacher", cwd=tmp_path).model == "deit"
+
+
+def test_what_ours_names_is_ours_whatever_lies_here(tmp_path):
+    (tmp_path / "digits_distilled").write_text("--model=deit\n--lr=0.5\n")
+    name = "digits_distilled_finetune_48"
+    here = _config(f"--flagfile={CONFIGS / name}.flags")
+    assert _config(f"--flagfile={name}", cwd=tmp_path) == here
 
 
 @pytest.mark.parametrize(

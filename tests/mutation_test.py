@@ -178,3 +178,7 @@ def test_the_page_is_what_the_results_say_and_explains_every_survivor(tmp_path):
     page = (tmp_path / "mutation.md").read_text()
     assert page == (ROOT / "docs" / "mutation.md").read_text()
     assert "Not explained yet" not in page
+    lines = [json.loads(line) for line in (tmp_path / "mutation.jsonl").read_text().splitlines()]
+    survived = sum(line["outcome"] == "survived" for line in lines)
+    assert len({line["key"] for line in lines}) == len(lines) >= 150
+    assert survived <= 0.15 * len(lines)

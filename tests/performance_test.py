@@ -232,7 +232,6 @@ def test_turns_that_do_not_match_are_refused(house, run):
 
 
 def test_results_with_a_page_of_their_own_are_linked_where_it_is(house, made):
-    (house / "results" / "ablation_digits.json").write_text("{}")
     assert "ablation.md" not in made()["performance.md"]
     (house / "docs" / "ablation.md").write_text("# Ablation\n")
     assert "](ablation.md)" in made()["performance.md"]

@@ -283,7 +283,7 @@ def parse():
     def ask(arguments):
         values = absl_flags.FlagValues()
         flags.define_config(values)
-        values(["command", *arguments])
+        values(flags._unfolded(["command", *arguments]))
         return flags.config_from_flags(values)
 
     return ask

@@ -213,7 +213,7 @@ def run(root, sample, output, patience):
             print(f"{done}/{len(sample)}  {line['outcome']:<9} {line['seconds']:6.1f} s  {place}")
             print(f"    - {line['before']}\n    + {line['after']}", flush=True)
         # A survivor shows that the tests pass in the order in which they run here.
-        alive = {lines[m.key]["path"] for m in sample if lines[m.key]["outcome"] == "survived"}
+        alive = {m.path for m in left if lines[m.key]["outcome"] == "survived"}
         for path in {m.path for m in left} - alive:
             copy.control(path)
     found = [lines[mutant.key] for mutant in sample]
@@ -246,7 +246,8 @@ and `{reasons}`, which explains the survivors. What the faults are: `tools/mutan
 
 {table}
 
-Crashes count as killed. Together the runs took {minutes:.0f} minutes.
+Crashes count as killed. What was killed stays so until its file changes, whatever becomes of the
+tests. Together the runs took {minutes:.0f} minutes.
 
 ## Survivors
 
