@@ -249,6 +249,7 @@ class Runner:
         row = {
             **run._asdict(),
             "top1": {head: round(float(last[f"val_{head}_top1"]), 5) for head in heads},
+            "train_top1": round(float(last["top1"]), 5),
             "steps": int(last["step"]),
             "recipe": recipe(run, self.epochs),
             "date": datetime.date.today().isoformat(),

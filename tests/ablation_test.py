@@ -98,7 +98,7 @@ def test_a_line_that_was_cut_off_is_run_again(tmp_path):
     (tmp_path / "r").write_text(f"{lines[0]}\n{lines[1][:40]}")
     assert list(ablation.read(tmp_path / "r")) == [ablation.Run("token", 100, 0)]
     runner = ablation.Runner(tmp_path / "r", tmp_path / "runs", epochs=1)
-    runner.write(ablation.Run("token", 100, 1), {"val_cls_top1": "0.5", "step": "7"})
+    runner.write(ablation.Run("token", 100, 1), {"val_cls_top1": "0.5", "top1": "0.9", "step": "7"})
     assert list(ablation.read(tmp_path / "r")) == [ablation.Run("token", 100, n) for n in (0, 1)]
 
 
