@@ -112,6 +112,12 @@ def _percent(found, sign=""):
     return f"{found.value:{sign}.1f}{half}"
 
 
+def _difference(gain):
+    """A `Mean` of differences as a cell, bold where its interval does not hold zero."""
+    cell = _percent(gain, "+")
+    return f"**{cell}**" if gain and direction(gain) else cell
+
+
 def _table(titles, rows):
     """A table in Markdown; the first column is text, the others numbers."""
     lines = [titles, ["---", *["--:"] * (len(titles) - 1)], *rows]
@@ -152,7 +158,7 @@ def _parts(rows):
     for way, name, without in PARTS:
         gain = rows.gain((way, "fused"), ("token", "fused"), labels)
         here = _percent(rows.mean(way, "fused", labels))
-        lines.append([name, without, here, _percent(gain, "+")])
+        lines.append([name, without, here, _difference(gain)])
     base = _percent(rows.mean("token", "fused", labels))
     lines.insert(0, ["the recipe that it is compared with", "81.8", base, ""])
     titles = ["", "paper: B without it", f"{_images(labels)}: with it", "difference"]
@@ -164,9 +170,8 @@ def _comparisons(rows):
     lines = []
     for better, worse, name, paper in COMPARISONS:
         gains = [rows.gain(better, worse, n) for n in rows.amounts]
-        cells = [_percent(g, "+") for g in gains]
-        cells = [f"**{c}**" if g and direction(g) else c for c, g in zip(cells, gains, strict=True)]
-        lines.append([name, " / ".join(f"{value:+.1f}" for value in paper), *cells])
+        lines.append([name, " / ".join(f"{value:+.1f}" for value in paper)])
+        lines[-1] += map(_difference, gains)
     return _table(["", "paper: Ti / S / B", *map(_images, rows.amounts)], lines)
 
 
@@ -271,7 +276,7 @@ Both heads of the student. (The paper's own tables differ: 83.1 here, 83.4 in ta
 
 The paper takes a part away from the whole recipe of an undistilled DeiT-B; here it is added to the
 digits' own, which has crops, rotations and shifts alone. {_images(rows.amounts[-1])} with labels,
-the distillation token, both heads.
+the distillation token, both heads; bold where the interval does not hold zero.
 
 {_parts(rows)}
 
