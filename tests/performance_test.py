@@ -81,6 +81,7 @@ def test_the_page_shows_every_results_file_with_its_plot():
 def test_made_elsewhere_it_is_the_same_and_its_check_passes(house, run):
     readme = house / "README.md"
     readme.write_text("A <!-- performance:pipeline_ratio --><!-- end --> B")
+    (house / "docs" / "ablation.md").write_text("# Ways to distil\n")  # the page links to it
     run()
     page = house / "docs" / report.PAGE
     assert page.read_text("utf-8") == (ROOT / "docs" / report.PAGE).read_text("utf-8")

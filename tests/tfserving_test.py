@@ -20,7 +20,7 @@ from export import artefact, samples, savedmodel, served
 
 ROOT = pathlib.Path(__file__).parent.parent
 FOLDER = ROOT / "serving" / "tfserving"
-PAGE = (ROOT / "docs" / "serving.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "serving.md").read_text("utf-8").partition("## A server\n")[2]
 
 # Of tensorflow_serving/config/{model_server_config,monitoring_config}.proto and
 # servables/tensorflow/session_bundle_config.proto: {message: {field: (number, type)}}; "*" is
