@@ -190,6 +190,8 @@ def prepare(name, data_dir):
     except InputError:
         raise
     except Exception as error:  # the code of any data set runs here, and may fail in any way
+        if _is_there(_builder(name, data_dir)):  # another process was faster
+            return "was there already"
         raise InputError(f"{name} cannot be prepared in {data_dir}: {_line(error)}") from error
     return "prepared"
 

@@ -1,9 +1,15 @@
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn import datasets
 
 from deit_tf import config, digits, source
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def test_split_is_fixed_and_stratified():
@@ -41,3 +47,23 @@ def test_source_says_what_it_is(opened):
         "eval_images": 397,
         "split_sha256": digits.SPLIT_SHA256,
     }.items() <= opened.facts.items()
+
+
+def test_two_processes_may_prepare_them_at_once(tmp_path):
+    code = """
+import sys
+from deit_tf import config, source
+records = source.open_source(config.DataConfig(data_dir=sys.argv[1]), training=False).eval
+print(len(records))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    both = [
+        subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    for process in both:
+        out, err = process.communicate()
+        assert out == "397\n", err[-500:]
+    assert [path.name for path in (tmp_path / "digits").iterdir()] == ["1.0.0"]
