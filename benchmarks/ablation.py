@@ -13,7 +13,6 @@ import collections
 import concurrent.futures
 import contextlib
 import csv
-import datetime
 import fcntl
 import hashlib
 import json
@@ -31,7 +30,7 @@ from deit_tf.config import InputError
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "deit_tf" / "configs"
-TRAIN_IMAGES = 1400
+TRAIN_IMAGES = ablation_page.TRAIN_IMAGES
 LABELS = (100, 300, TRAIN_IMAGES)
 SEEDS = 5
 
@@ -252,7 +251,6 @@ class Runner:
             "train_top1": round(float(last["top1"]), 5),
             "steps": int(last["step"]),
             "recipe": recipe(run, self.epochs),
-            "date": datetime.date.today().isoformat(),
             **machine.facts("tensorflow", "keras"),
         }
         with self.writing, open(self.results, "a") as file:

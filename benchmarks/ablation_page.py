@@ -9,19 +9,37 @@ import statistics
 
 from scipy import stats
 
+from benchmarks.results import table
+
+TRAIN_IMAGES = 1400
+_CNN, _VIT = (
+    "convolutional teacher",
+    "no distillation",
+)  # what teaches; the latter is a student, too
+
 # Touvron et al. 2021, table 3: top-1 on ImageNet after 300 epochs, per cent, of Ti, S and B.
-HEADS = (
-    ("no distillation", "cls", "no distillation", ("72.2", "79.8", "81.8")),
-    ("soft", "cls", "soft, class token", ("72.2", "79.8", "81.8")),
-    ("hard", "cls", "hard, class token", ("74.3", "80.9", "83.0")),
-    ("token", "cls", "distillation token: class head", ("73.9", "80.9", "83.0")),
-    ("token", "dist", "distillation token: distillation head", ("74.6", "81.1", "83.1")),
-    ("token", "fused", "distillation token: both", ("74.5", "81.2", "83.4")),
-)
+PAPER = {
+    (_CNN, "cls"): (82.9, 82.9, 82.9),
+    (_VIT, "cls"): (72.2, 79.8, 81.8),
+    ("soft", "cls"): (72.2, 79.8, 81.8),
+    ("hard", "cls"): (74.3, 80.9, 83.0),
+    ("token", "cls"): (73.9, 80.9, 83.0),
+    ("token", "dist"): (74.6, 81.1, 83.1),
+    ("token", "fused"): (74.5, 81.2, 83.4),
+}
+HEADS = {
+    (_CNN, "cls"): "the teacher",
+    (_VIT, "cls"): "no distillation",
+    ("soft", "cls"): "soft, class token",
+    ("hard", "cls"): "hard, class token",
+    ("token", "cls"): "distillation token: class head",
+    ("token", "dist"): "distillation token: distillation head",
+    ("token", "fused"): "distillation token: both",
+}
 # Table 2: of the teacher, and of DeiT-B that learned from it.
 TEACHERS = (
-    ("no distillation", "token, transformer teacher", "transformer", ("81.8", "81.9")),
-    ("convolutional teacher", "token", "convolutional", ("82.9", "83.1")),
+    (_VIT, "token, transformer teacher", "transformer", (81.8, 81.9)),
+    (_CNN, "token", "convolutional", (82.9, 83.1)),
 )
 # Table 8: of DeiT-B with the whole recipe (81.8), and without this part of it.
 PARTS = (
@@ -29,29 +47,23 @@ PARTS = (
     ("token, mixup and cutmix", "mixup and cutmix", "75.8"),
     ("token, random erasing", "random erasing", "4.3 (diverged)"),
 )
-# What is compared, (way, head) over (way, head), and the paper's differences, of Ti, S and B.
+# What is compared: (way, head) over (way, head).
 COMPARISONS = (
-    (("soft", "cls"), ("no distillation", "cls"), "soft over none", (0.0, 0.0, 0.0)),
-    (("hard", "cls"), ("no distillation", "cls"), "hard over none", (2.1, 1.1, 1.2)),
-    (("hard", "cls"), ("soft", "cls"), "hard over soft", (2.1, 1.1, 1.2)),
-    (("token", "fused"), ("hard", "cls"), "token over hard", (0.2, 0.3, 0.4)),
-    (("token", "dist"), ("token", "cls"), "its head over the class head", (0.7, 0.2, 0.1)),
-    (("token", "fused"), ("token", "dist"), "both heads over its head", (-0.1, 0.1, 0.3)),
+    (("soft", "cls"), (_VIT, "cls"), "soft over none"),
+    (("hard", "cls"), (_VIT, "cls"), "hard over none"),
+    (("hard", "cls"), ("soft", "cls"), "hard over soft"),
+    (("token", "fused"), ("hard", "cls"), "token over hard"),
+    (("token", "dist"), ("token", "cls"), "its head over the class head"),
+    (("token", "fused"), ("token", "dist"), "both heads over its head"),
     (
         ("token", "fused"),
         ("token, transformer teacher", "fused"),
         "convolutional over transformer teacher",
-        (1.2,),
     ),
-    (
-        ("token", "fused"),
-        ("convolutional teacher", "cls"),
-        "student over teacher",
-        (-8.4, -1.7, 0.5),
-    ),
+    (("token", "fused"), (_CNN, "cls"), "student over teacher"),
 )
 
-Mean = collections.namedtuple("Mean", "value half count")
+Mean = collections.namedtuple("Mean", "value half")
 
 
 def mean(values):
@@ -59,11 +71,11 @@ def mean(values):
 
     Of two that happen to be equal it would be nothing, and accuracies come in steps.
     """
-    count = len(values)
+    count, middle = len(values), statistics.fmean(values)
     if count < 3:
-        return Mean(statistics.fmean(values), math.nan, count)
+        return Mean(middle, math.nan)
     spread = statistics.stdev(values) / math.sqrt(count)
-    return Mean(statistics.fmean(values), float(stats.t.ppf(0.975, count - 1)) * spread, count)
+    return Mean(middle, float(stats.t.ppf(0.975, count - 1)) * spread)
 
 
 class Rows:
@@ -118,10 +130,14 @@ def _difference(gain):
     return f"**{cell}**" if gain and direction(gain) else cell
 
 
-def _table(titles, rows):
-    """A table in Markdown; the first column is text, the others numbers."""
-    lines = [titles, ["---", *["--:"] * (len(titles) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _published(better, worse):
+    """The paper's differences, of Ti, S and B; of the two teachers, of B alone."""
+    if better in PAPER and worse in PAPER:
+        pairs = zip(PAPER[better], PAPER[worse], strict=True)
+    else:
+        (*_, (_, transformer)), (*_, (_, convolutional)) = TEACHERS
+        pairs = [(convolutional, transformer)]
+    return [round(a - b, 1) for a, b in pairs]
 
 
 def _images(labels):
@@ -132,11 +148,11 @@ def _heads(rows):
     """Table 3."""
     amounts = rows.amounts
     titles = ["", *("paper: Ti", "S", "B"), *map(_images, amounts)]
-    teacher = [_percent(rows.mean("convolutional teacher", "cls", n)) for n in amounts]
-    lines = [["the teacher", *["82.9"] * 3, *teacher]]
-    for way, head, name, paper in HEADS:
-        lines.append([name, *paper, *(_percent(rows.mean(way, head, n)) for n in amounts)])
-    return _table(titles, lines)
+    lines = [
+        [name, *PAPER[way, head], *(_percent(rows.mean(way, head, n)) for n in amounts)]
+        for (way, head), name in HEADS.items()
+    ]
+    return table(titles, lines)
 
 
 def _teachers(rows):
@@ -149,7 +165,7 @@ def _teachers(rows):
             (rows.mean(teacher, "cls", n), rows.mean(student, "fused", n)) for n in rows.amounts
         ]
         lines.append([name, *paper, *(_percent(one) for pair in pairs for one in pair)])
-    return _table(titles, lines)
+    return table(titles, lines)
 
 
 def _parts(rows):
@@ -162,17 +178,17 @@ def _parts(rows):
     base = _percent(rows.mean("token", "fused", labels))
     lines.insert(0, ["the recipe that it is compared with", "81.8", base, ""])
     titles = ["", "paper: B without it", f"{_images(labels)}: with it", "difference"]
-    return _table(titles, lines)
+    return table(titles, lines)
 
 
 def _comparisons(rows):
     """What the paper finds, and what is found here."""
     lines = []
-    for better, worse, name, paper in COMPARISONS:
-        gains = [rows.gain(better, worse, n) for n in rows.amounts]
-        lines.append([name, " / ".join(f"{value:+.1f}" for value in paper)])
-        lines[-1] += map(_difference, gains)
-    return _table(["", "paper: Ti / S / B", *map(_images, rows.amounts)], lines)
+    for better, worse, name in COMPARISONS:
+        paper = " / ".join(f"{value:+.1f}" for value in _published(better, worse))
+        gains = (rows.gain(better, worse, n) for n in rows.amounts)
+        lines.append([name, paper, *map(_difference, gains)])
+    return table(["", "paper: Ti / S / B", *map(_images, rows.amounts)], lines)
 
 
 def _kind(here, there):
@@ -187,11 +203,12 @@ def _kind(here, there):
 def _sentences(rows):
     """What carries over: the paper's directions and those that are found here."""
     found = collections.defaultdict(list)
-    for better, worse, name, paper in COMPARISONS:
+    for better, worse, name in COMPARISONS:
         gains = [gain for n in rows.amounts if (gain := rows.gain(better, worse, n))]
         if not gains:
             continue
         here = {direction(gain) for gain in gains} - {0}
+        paper = _published(better, worse)
         there = {int(math.copysign(1, value)) for value in paper if value}
         found[_kind(here, there)].append(name)
     said = {
@@ -207,15 +224,15 @@ def _learned(rows):
     """How much of its own training images a teacher knows: what else could it tell of them?"""
     known = collections.defaultdict(list)
     for run, row in rows.rows.items():
-        if run.way == "convolutional teacher":
+        if run.way == _CNN:
             known[run.labels].append(100 * row["train_top1"])
     if not known:
         return ""
     means = ", ".join(f"{statistics.fmean(known[n]):.1f} % of {n}" for n in sorted(known))
-    return f"""In its last epoch a convolutional teacher named so many of the augmented views of its
-training images as they are labelled: {means}. So its decision says what the label
-says already. On ImageNet it says more: a crop may not show what the image is named after (the
-paper's section 4).
+    return f"""In its last epoch a convolutional teacher names so many of the augmented views of its
+training images as they are labelled: {means}.
+So there is little that its decision could add to the label; the paper expects it to differ from
+crop to crop (section 4).
 
 """
 
@@ -245,20 +262,22 @@ def text(rows):
     """
     seeds = len({run.seed for run in rows.rows})
     *some, last = map(str, rows.amounts)
-    amounts = " or ".join(filter(None, [", ".join(some), "all" if last == "1400" else last]))
-    students = (row for run, row in rows.rows.items() if run.way != "convolutional teacher")
+    amounts = " or ".join(
+        filter(None, [", ".join(some), "all" if last == str(TRAIN_IMAGES) else last])
+    )
+    students = (row for run, row in rows.rows.items() if run.way != _CNN)
     steps = sorted({row["steps"] for row in students})
     return f"""# Ways to distil, measured small
 
 Made by `python -m benchmarks.ablation` ({len(rows.rows)} runs); do not edit.
 
 The paper's comparisons, on scikit-learn's handwritten digits instead of ImageNet, with a small DeiT
-and a small RegNetY as its teacher. Of the 1400 training images, teacher and student see the same
-{amounts}, and no others; accuracy is top-1 on the 397 test images, per cent. Every student takes
-about as many steps ({" or ".join(map(str, steps))}), whatever it is taught with, and whatever the
-number of images. {seeds} seed(s): each has its own first weights and draws and, where not all
-images have labels, other images, as far as there are any. ± is half of the 95 % confidence interval
-of the mean over seeds (Student's t); other test images would add to it.
+and a small RegNetY as its teacher. Of the {TRAIN_IMAGES} training images, teacher and student see
+the same {amounts}, and no others; accuracy is top-1 on the 397 test images, per cent.
+Every student takes about as many steps ({" or ".join(map(str, steps))}), whatever it is taught
+with, and whatever the number of images. {seeds} seed(s): each has its own first weights and draws
+and, where not all images have labels, other images, as far as there are any. ± is half of the 95 %
+confidence interval of the mean over seeds (Student's t); other test images would add to it.
 
 ![Every student, its mean and the interval](ablation.png)
 
@@ -307,23 +326,22 @@ def draw(rows, path):
     """
     from matplotlib import figure
 
-    shown = [("convolutional teacher", "cls", "the teacher"), *(head[:3] for head in HEADS)]
-    shown += [("token, transformer teacher", "fused", "both, transformer teacher")]
+    shown = {**HEADS, ("token, transformer teacher", "fused"): "both, transformer teacher"}
     size = (3.6 * len(rows.amounts) + 1.5, 3.6)
     sheet = figure.Figure(figsize=size, layout="constrained")
     panels = sheet.subplots(1, len(rows.amounts), sharey=True, squeeze=False)[0]
     for panel, labels in zip(panels, rows.amounts, strict=True):
-        for place, (way, head, _) in enumerate(shown):
+        for place, (way, head) in enumerate(shown):
             top1 = list(rows.top1(way, head, labels).values())
             if not top1:
                 continue
-            colour = "0.45" if way == "convolutional teacher" else "tab:blue"
+            colour = "0.45" if way == _CNN else "tab:blue"
             panel.plot(top1, [place] * len(top1), "o", color=colour, alpha=0.35, markersize=4)
             found = mean(top1)
             half = None if math.isnan(found.half) else found.half
             panel.errorbar(found.value, place, xerr=half, fmt="|", color=colour, capsize=3)
         panel.set(title=f"{_images(labels)} with labels", xlabel="top-1, %")
-        panel.set_yticks(range(len(shown)), [name for _, _, name in shown])
+        panel.set_yticks(range(len(shown)), list(shown.values()))
         panel.grid(axis="x", alpha=0.3)
     panels[0].invert_yaxis()
     sheet.savefig(path, dpi=110)

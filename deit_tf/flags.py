@@ -256,6 +256,8 @@ def _parse(argv):
     """Parses as absl does; what it refuses is one line, as every other error."""
     try:
         return FLAGS(_unfolded(argv))
+    except SystemExit:  # help was asked for, and given: absl would say that it failed
+        sys.exit(0)
     except flags.Error as error:
         message = " ".join(str(error).removeprefix("ERROR:: ").split())
         sys.exit(f"error: {message.removesuffix('.')}; --help lists the flags")

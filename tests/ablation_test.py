@@ -2,6 +2,7 @@ import fcntl
 import json
 import math
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -91,6 +92,37 @@ def test_the_page_says_what_the_lines_say(tmp_path):
 )
 def test_directions_are_compared_with_the_papers(here, there, kind):
     assert ablation_page._kind(here, there) == kind
+
+
+def test_the_papers_differences_are_those_of_its_tables():
+    found = {name: ablation_page._published(*pair) for *pair, name in ablation_page.COMPARISONS}
+    assert found["hard over none"] == [2.1, 1.1, 1.2]
+    assert found["student over teacher"] == [-8.4, -1.7, 0.5]
+    assert found["convolutional over transformer teacher"] == [1.2]
+
+
+def test_the_page_is_what_the_results_say():
+    folder = ablation.ROOT / "benchmarks" / "results"
+    rows = ablation_page.Rows(ablation.read(folder / "ablation.jsonl"))
+    assert (ablation.ROOT / "docs" / "ablation.md").read_text() == ablation_page.text(rows)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--labels=0"], r"labels are \[0\]; give numbers from 1 to 1400"),
+        (["--labels", "100", "1401"], r"labels are \[100, 1401\]; give numbers from 1 to 1400"),
+        (["--seeds=0"], "seeds is 0; give at least 1"),
+        (["--report"], "has no lines; run without --report first"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line(tmp_path, monkeypatch, capsys, flags, said):
+    places = [f"--results={tmp_path / 'r'}", f"--docs_dir={tmp_path / 'docs'}"]
+    monkeypatch.setattr(sys, "argv", ["ablation", *places, *flags])
+    with pytest.raises(SystemExit) as left:
+        ablation.main()
+    assert re.search(said, f"{capsys.readouterr().err}{left.value.code}")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_line_that_was_cut_off_is_run_again(tmp_path):
